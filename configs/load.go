@@ -1,8 +1,15 @@
 package configs
 
 import (
-	"errors"
-	"io"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // Sources is the world outside the command line.
@@ -12,55 +19,458 @@ type Sources struct {
 	UID int // decides the default data directory
 
 	// ReadSecret answers "-" given for a secret: it asks on a terminal, or
-	// reads a line of standard input. prompt names what is asked for.
+	// reads a line of standard input. prompt names what is asked for. An
+	// empty answer is no secret.
 	ReadSecret func(prompt string) (string, error)
 }
-
-// Provenance says of every setting where its value came from.
-type Provenance struct{ rows []Row }
-
-// Row is one setting as it holds.
-type Row struct {
-	Role  string `json:"role,omitempty"` // core, proxy, gateway; empty for the process
-	Key   string `json:"key"`            // snake_case, as in the file
-	Value string `json:"value"`          // as TOML; "" for a secret
-	From  string `json:"from"`           // "flag --x", "environment SALLYPORT_X", "FILE:LINE", "default"
-}
-
-// Rows lists every setting of the running roles, in the order of Flags.
-func (p Provenance) Rows() []Row { return p.rows }
 
 // Load makes settings of what the command line, the environment and the file
 // say, in this order of precedence, above the defaults. It can be called
 // again at any time and changes nothing outside. All that is wrong is
-// reported at once, in one error whose parts are *Error.
+// reported at once, in one error whose parts are *Error or *SyntaxError.
 func Load(flags Flags, src Sources) (*Settings, Provenance, error) {
-	return nil, Provenance{}, errors.New("incomplete")
+	b := &loader{src: src, s: &Settings{}}
+	b.lookup = newLookup(&flags, src.Environ, &b.bad)
+	b.open()
+	b.s.File = b.file
+	if b.roles(); len(b.s.Roles) > 0 {
+		b.misplaced()
+		b.process()
+		for _, r := range b.s.Roles {
+			switch r {
+			case RoleCore:
+				b.core()
+			case RoleProxy:
+				b.proxy()
+			case RoleGateway:
+				b.gateway()
+			}
+		}
+		b.together()
+	}
+	if err := b.bad.err(); err != nil {
+		return nil, Provenance{}, err
+	}
+	return b.s, b.provenance, nil
 }
 
-// Print writes the settings as a TOML file that Load would read as the same
-// settings, with the origin of every value in a comment. Secrets are left out.
-func Print(w io.Writer, s *Settings, p Provenance) error { return nil }
+type loader struct {
+	*lookup
+	src        Sources
+	bad        problems
+	s          *Settings
+	provenance Provenance
+	bound      []found // the addresses to listen on
+}
+
+// roles reads which roles run.
+func (b *loader) roles() {
+	f := b.find(settingOf("role"), "")
+	if !f.given() {
+		b.bad.add("role", f.from, "no role is given", "write --role core, proxy or gateway, several with commas, or --role all for everything in one process")
+		return
+	}
+	words := []string{"core", "proxy", "gateway", "all"}
+	var given []string
+	for _, t := range f.texts {
+		for w := range strings.SplitSeq(t, ",") {
+			given = append(given, strings.TrimSpace(w))
+		}
+	}
+	seen := map[string]bool{}
+	for _, w := range given {
+		switch {
+		case !slices.Contains(words, w):
+			remedy := "the roles are core, proxy, gateway and all"
+			if near := Nearest(strings.ToLower(w), words); near != "" {
+				remedy = "did you mean " + near + "?"
+			}
+			b.bad.add("role", f.from, fmt.Sprintf("%q is no role", w), remedy)
+		case seen[w]:
+			b.bad.add("role", f.from, w+" is named twice", "name it once")
+		}
+		seen[w] = true
+	}
+	if seen["all"] && len(seen) > 1 {
+		b.bad.add("role", f.from, "all is core, proxy and gateway already", "write --role all alone, or list the roles without it")
+	}
+	b.s.Process.All = seen["all"]
+	for _, r := range []Role{RoleCore, RoleProxy, RoleGateway} {
+		if seen["all"] || seen[string(r)] {
+			b.s.Roles = append(b.s.Roles, r)
+		}
+	}
+	if len(b.bad.errs) == 0 {
+		b.row(f, quote(strings.Join(given, ",")))
+	}
+}
+
+// runs says whether one of the roles runs.
+func (b *loader) runs(roles ...Role) bool {
+	return slices.ContainsFunc(roles, func(r Role) bool { return slices.Contains(b.s.Roles, r) })
+}
+
+// misplaced reports what is given and has no one to act on it.
+func (b *loader) misplaced() {
+	running := "only " + join(b.s.Roles) + " runs here"
+	for _, s := range settings() {
+		if len(s.roles) == 0 || b.runs(s.roles...) {
+			continue
+		}
+		if _, ok := s.flagValue(b.flags); ok {
+			b.bad.add(s.flag, origin{kind: fromFlag, name: "--" + s.flag}, "it is a setting of "+join(s.roles)+", and "+running,
+				"leave it out, or name the role in --role")
+		}
+		if v := b.root.Get(s.key); v != nil && (v.Kind != "table" || !isRole(s.key)) {
+			b.warn(fmt.Sprintf("%s:%d: %s is a setting of %s, and %s", b.file, v.KeyPos.Line, s.key, join(s.roles), running))
+		}
+	}
+	var known []string
+	for _, s := range settings() {
+		known = append(known, s.env)
+	}
+	for _, kv := range b.src.Environ {
+		name, _, _ := strings.Cut(kv, "=")
+		if !strings.HasPrefix(name, "SALLYPORT_") || slices.Contains(known, name) {
+			continue
+		}
+		if near := Nearest(name, known); near != "" && edits(name, near, 3) <= 2 {
+			b.warn("environment " + name + " is no setting; did you mean " + near + "?")
+		}
+	}
+}
+
+func (b *loader) warn(s string) {
+	if !slices.Contains(b.s.Warnings, s) {
+		b.s.Warnings = append(b.s.Warnings, s)
+	}
+}
+
+func (b *loader) process() {
+	p := &b.s.Process
+	p.HealthAddress = b.listen("health-address", "", "")
+	p.LogFormat = b.word("log-format", "")
+	if err := p.LogLevel.UnmarshalText([]byte(b.word("log-level", ""))); err != nil {
+		p.LogLevel = slog.LevelInfo // reported by word
+	}
+}
+
+func (b *loader) core() {
+	c := &Core{
+		DataDir:     b.dataDir(RoleCore),
+		GRPCAddress: b.listen("grpc-address", RoleCore, b.beyond("50055")),
+		Advertise:   b.dial("advertise", RoleCore),
+		PolicyFile:  b.existing("policy", RoleCore),
+	}
+	f := b.find(settingOf("trust-domain"), RoleCore)
+	if td, err := spiffeid.TrustDomainFromString(f.text()); err != nil || td.Name() != f.text() || len(f.text()) > 255 {
+		b.bad.add("trust-domain", f.from, fmt.Sprintf("%q is no trust domain", f.text()), "write lower-case letters, digits, dots, - and _, such as example.org")
+	}
+	c.TrustDomain = f.text()
+	b.row(f, quote(c.TrustDomain))
+	f = b.find(settingOf("cert-lifetime"), RoleCore)
+	c.CertLifetime = b.duration(f, time.Minute, 90*24*time.Hour)
+	c.DrainTimeout, c.MaxLinkAge, c.AccessLog = b.common(RoleCore)
+	b.s.Core = c
+}
+
+func (b *loader) proxy() {
+	p := &Proxy{
+		DataDir:     b.dataDir(RoleProxy),
+		GRPCAddress: b.listen("grpc-address", RoleProxy, b.beyond("50051")),
+		TLSCert:     b.existing("tls-cert", RoleProxy),
+		TLSKey:      b.existing("tls-key", RoleProxy),
+		Join:        b.join(RoleProxy, "join token of this proxy"),
+	}
+	mode, cert, key := b.find(settingOf("tls"), RoleProxy), b.find(settingOf("tls-cert"), RoleProxy), b.find(settingOf("tls-key"), RoleProxy)
+	switch {
+	case cert.given() && !key.given():
+		b.bad.add("tls-cert", cert.from, "a certificate is given without its key", "give --tls-key FILE too")
+	case key.given() && !cert.given():
+		b.bad.add("tls-key", key.from, "a key is given without its certificate", "give --tls-cert FILE too")
+	}
+	given := cert.given() && key.given()
+	p.TLS = "internal"
+	if given {
+		p.TLS = "files"
+	}
+	if mode.given() {
+		p.TLS = mode.text()
+		switch {
+		case b.unknownWord(mode):
+		case p.TLS == "files" && !cert.given() && !key.given():
+			b.bad.add("tls", mode.from, "files are to be used and none is named", "give --tls-cert FILE and --tls-key FILE")
+		case p.TLS == "internal" && (cert.given() || key.given()):
+			b.bad.add("tls", mode.from, "the embedded CA is to be used, and "+cert.from.String()+" names a certificate", "remove one of them")
+		}
+	}
+	b.row(mode, quote(p.TLS))
+	public := "127.0.0.1:8443"
+	if given && !b.s.Process.All {
+		public = ":443"
+	}
+	p.PublicAddress = b.listen("public-address", RoleProxy, public)
+	p.DrainTimeout, p.MaxLinkAge, p.AccessLog = b.common(RoleProxy)
+	b.s.Proxy = p
+}
+
+func (b *loader) gateway() {
+	g := &Gateway{
+		DataDir: b.dataDir(RoleGateway),
+		Core:    b.dial("core", RoleGateway),
+		Join:    b.join(RoleGateway, "join token of this gateway"),
+	}
+	g.Upstreams = b.upstreams()
+	g.Demo = len(g.Upstreams) == 0
+	f := b.find(settingOf("allow"), RoleGateway)
+	for i, p := range f.texts {
+		if err := MethodPattern(p); err != nil {
+			problem, remedy, _ := strings.Cut(err.Error(), "; ")
+			b.bad.add("allow", f.at(i), problem, remedy)
+		}
+	}
+	g.Allow = f.texts
+	b.row(f, quoteList(f.texts))
+	g.DrainTimeout, g.MaxLinkAge, g.AccessLog = b.common(RoleGateway)
+	b.s.Gateway = g
+}
+
+// common reads what every role has.
+func (b *loader) common(r Role) (drain, age time.Duration, access string) {
+	drain = b.duration(b.find(settingOf("drain-timeout"), r), 0, 24*time.Hour)
+	age = b.duration(b.find(settingOf("max-link-age"), r), time.Minute, 366*24*time.Hour)
+	b.s.Process.DrainTimeout = max(b.s.Process.DrainTimeout, drain)
+	return drain, age, b.word("access-log", r)
+}
+
+// together checks what concerns several roles at once.
+func (b *loader) together() {
+	s := b.s
+	if s.Core != nil && s.Gateway != nil {
+		s.Core.Demo = s.Process.All && s.Gateway.Demo && s.Core.PolicyFile == ""
+	}
+	for i, f := range b.bound {
+		for _, g := range b.bound[:i] {
+			if f.text() == g.text() && !strings.HasSuffix(f.text(), ":0") {
+				b.bad.add(f.setting.flag, f.from, "it is "+f.text()+", and so is --"+g.setting.flag, "give each its own port")
+			}
+		}
+	}
+}
+
+// single refuses a value that two running roles would share and cannot.
+func (b *loader) single(f found) bool {
+	if f.role == "" || !f.given() || f.from.role != "" || !f.setting.exclusive() {
+		return true
+	}
+	var sharing []Role
+	for _, r := range f.setting.roles {
+		if b.runs(r) && b.find(f.setting, r).from == f.from {
+			sharing = append(sharing, r)
+		}
+	}
+	if len(sharing) < 2 {
+		return true
+	}
+	remedy := "write " + f.setting.key + " under " + tables(sharing) + " of a settings file"
+	b.bad.add(f.setting.flag, f.from, "it would apply to "+join(sharing)+" at once", remedy)
+	return false
+}
+
+// beyond is the default address of a component port.
+func (b *loader) beyond(port string) string {
+	if b.s.Process.All {
+		return "127.0.0.1:" + port
+	}
+	return ":" + port
+}
+
+func (b *loader) listen(flag string, r Role, fallback string) string {
+	f := b.find(settingOf(flag), r)
+	if !f.given() && fallback != "" {
+		f.texts = []string{fallback}
+	}
+	if f.from.name == "PORT" && b.s.Process.All {
+		f.texts = []string{"127.0.0.1" + f.text()}
+	}
+	if !b.single(f) {
+		return ""
+	}
+	if problem, remedy := checkListen(f.text()); problem != "" {
+		b.bad.add(flag, f.from, problem, remedy)
+	}
+	b.bound = append(b.bound, f)
+	b.row(f, quote(f.text()))
+	return f.text()
+}
+
+func (b *loader) dial(flag string, r Role) string {
+	f := b.find(settingOf(flag), r)
+	if !f.given() {
+		b.row(f, "")
+		return ""
+	}
+	address, problem, remedy := checkDial(f.text(), 50055)
+	if problem != "" {
+		b.bad.add(flag, f.from, problem, remedy)
+	}
+	b.row(f, quote(address))
+	return address
+}
+
+// existing reads the path of a file that has to be there.
+func (b *loader) existing(flag string, r Role) string {
+	f := b.find(settingOf(flag), r)
+	if !f.given() {
+		b.row(f, "")
+		return ""
+	}
+	path := b.path(f)
+	b.mustExist(flag, f.from, path)
+	b.row(f, quote(path))
+	return path
+}
+
+func (b *loader) mustExist(flag string, from origin, path string) {
+	info, err := os.Stat(path)
+	switch {
+	case path == "":
+		b.bad.add(flag, from, "it names no file", "give a path, or leave it out")
+	case err != nil:
+		b.bad.add(flag, from, "the file cannot be read: "+err.Error(), "check the path and who may read it")
+	case info.IsDir():
+		b.bad.add(flag, from, path+" is a directory", "give the path of a file")
+	}
+}
+
+func (b *loader) dataDir(r Role) string {
+	f := b.find(settingOf("data-dir"), r)
+	dir := b.path(f)
+	switch {
+	case !f.given():
+		if dir = DataDir(b.src.Environ, b.src.UID); dir == "" {
+			b.bad.add("data-dir", f.from, "there is no place to keep state: neither STATE_DIRECTORY nor XDG_STATE_HOME nor HOME is set", "give --data-dir DIR")
+		}
+	case dir == "":
+		b.bad.add("data-dir", f.from, "it names no directory", "give a path, or leave it out")
+	}
+	dir = filepath.Clean(dir)
+	b.row(f, quote(dir))
+	return dir
+}
+
+// word reads one of a few words.
+func (b *loader) word(flag string, r Role) string {
+	f := b.find(settingOf(flag), r)
+	if b.unknownWord(f) {
+		return f.setting.fallback
+	}
+	b.row(f, quote(f.text()))
+	return f.text()
+}
+
+func (b *loader) unknownWord(f found) bool {
+	words := strings.Split(f.setting.kind, "|")
+	if slices.Contains(words, f.text()) {
+		return false
+	}
+	remedy := "write " + strings.Join(words[:len(words)-1], ", ") + " or " + words[len(words)-1]
+	b.bad.add(f.setting.flag, f.from, fmt.Sprintf("%q is not one of the words it can be", f.text()), remedy)
+	return true
+}
+
+func (b *loader) duration(f found, least, most time.Duration) time.Duration {
+	d, err := time.ParseDuration(f.text())
+	if err != nil {
+		b.bad.add(f.setting.flag, f.from, fmt.Sprintf("%q is no duration", f.text()), "write a number with a unit, such as 30s, 5m or 24h")
+		return least
+	}
+	if d < least || d > most {
+		b.bad.add(f.setting.flag, f.from, f.text()+" is out of range", fmt.Sprintf("write a duration from %s to %s", short(least), short(most)))
+	}
+	b.row(f, quote(short(d)))
+	return d
+}
+
+func (b *loader) join(r Role, prompt string) string {
+	value, file := b.find(settingOf("join"), r), b.find(settingOf("join-file"), r)
+	for _, f := range []found{value, file} {
+		if f.given() && b.s.Process.All {
+			b.bad.add(f.setting.flag, f.from, "--role all joins its own parts and takes no token", "leave it out, or name the roles one by one")
+			return ""
+		}
+		if !b.single(f) {
+			return ""
+		}
+	}
+	f := b.secret("join", r, b.src.ReadSecret, prompt, b.warn)
+	token := f.text()
+	if token != "" && (!strings.HasPrefix(token, "sp1.") || strings.ContainsAny(token, " \t\r\n")) {
+		b.bad.add(f.setting.flag, f.from, "this is no join token", "paste the whole token, which begins with sp1., as '"+string(r)+" add' printed it")
+	}
+	b.row(f, "")
+	return token
+}
 
 // DataDir is where state is kept when no setting says otherwise:
 // SALLYPORT_DATA_DIR, else the first of STATE_DIRECTORY as systemd sets it,
 // else /var/lib/sallyport for root, else sallyport in the XDG state directory.
 // It is empty when none of them is known.
-func DataDir(environ []string, uid int) string { return "" }
-
-// ParseUpstreamAddress reads the address of an upstream. Plaintext beyond
-// this host is refused unless it is asked for as h2c://.
-func ParseUpstreamAddress(s string) (UpstreamAddress, error) {
-	return UpstreamAddress{}, errors.New("incomplete")
+func DataDir(environ []string, uid int) string {
+	env := map[string]string{}
+	for _, kv := range environ {
+		k, v, _ := strings.Cut(kv, "=")
+		env[k] = v
+	}
+	state, _, _ := strings.Cut(env["STATE_DIRECTORY"], ":")
+	switch {
+	case env["SALLYPORT_DATA_DIR"] != "":
+		dir, err := filepath.Abs(env["SALLYPORT_DATA_DIR"])
+		if err != nil {
+			return env["SALLYPORT_DATA_DIR"]
+		}
+		return dir
+	case state != "":
+		return state
+	case uid == 0:
+		return "/var/lib/sallyport"
+	case filepath.IsAbs(env["XDG_STATE_HOME"]):
+		return filepath.Join(env["XDG_STATE_HOME"], "sallyport")
+	case filepath.IsAbs(env["HOME"]):
+		return filepath.Join(env["HOME"], ".local", "state", "sallyport")
+	}
+	return ""
 }
 
-// Error is one thing wrong with the settings.
-type Error struct {
-	Setting string // as the person wrote it: --grpc-address, SALLYPORT_GRPC_ADDRESS, grpc_address
-	From    string // flag --x, environment X, FILE:LINE:COLUMN
-	Problem string
-	Remedy  string
+// at is the origin of one element of a list.
+func (f found) at(i int) origin {
+	o := f.from
+	if i < len(f.items) {
+		o.pos = f.items[i].Pos
+	}
+	return o
 }
 
-// Error names the origin, the problem and the remedy.
-func (e *Error) Error() string { return e.From + ": " + e.Problem + ": " + e.Remedy }
+// join lists roles as a sentence does.
+func join(roles []Role) string {
+	s := make([]string, len(roles))
+	for i, r := range roles {
+		s[i] = string(r)
+	}
+	if len(s) < 2 {
+		return strings.Join(s, "")
+	}
+	return strings.Join(s[:len(s)-1], ", ") + " and " + s[len(s)-1]
+}
+
+// short writes a duration without zero parts: 24h and not 24h0m0s.
+func short(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
