@@ -1,0 +1,238 @@
+package link
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/health/grpc_health_v1"
+
+	"sallyport/acme/pki"
+)
+
+// Handler owns one accepted connection until it returns; the port closes the
+// connection then. ctx ends when the port stops.
+type Handler func(ctx context.Context, conn *Conn)
+
+// Port is the listening side: one gRPC port of core or of a proxy. The zero
+// value of every optional field is the strict one.
+type Port struct {
+	Self *Self        // what the port proves and believes
+	Log  *slog.Logger // refusals, once each, bounded per source
+
+	// Expect is the role that dials this port: gateway at core, core at a proxy.
+	Expect pki.Role
+
+	// Handlers by ALPN: join, control, relay, call. An ALPN without a handler
+	// is refused. Renew is built in.
+	Handlers map[string]Handler
+
+	// Token, at a proxy that has not joined, is its join token: the port then
+	// presents the bootstrap certificate. Nil, or a nil token: the port
+	// presents its identity.
+	Token func() *pki.Token
+
+	// JoinKey, at core, is what core thinks of a bootstrap key; nil accepts.
+	// Only Why asks it: the Join RPC decides by Registrar.Adopt.
+	JoinKey func(ed25519.PublicKey) *pki.Refusal
+
+	// Admit decides by address alone, before the first byte is read. Nil admits.
+	Admit func(netip.AddrPort) bool
+
+	// Check runs after the handshake, when the peer has proven that it holds
+	// the key of its verified identity: the registry of components, its peer
+	// addresses, alarms. Nil accepts. It runs again when that peer asks Why.
+	Check func(alpn string, peer Peer) *pki.Refusal
+
+	// Health answers on ALPN h2. Nil: h2 is refused.
+	Health grpc_health_v1.HealthServer
+
+	// HandshakeTimeout bounds everything before a handler (10 s), Handshakes
+	// how many of them run at a time (64, half of them for one source address).
+	HandshakeTimeout time.Duration
+	Handshakes       int
+
+	once       sync.Once
+	refusals   *refusalLog
+	handshakes chan struct{}
+	strangers  chan struct{} // connections without a proven identity: join, renew, h2
+	mu         sync.Mutex
+	bySource   map[netip.Addr]int // handshakes running, per source
+}
+
+const (
+	defaultHandshakeTimeout = 10 * time.Second
+	defaultHandshakes       = 64
+	maxStrangers            = 64
+	strangerTime            = time.Minute // join and renew; health probes may watch longer
+)
+
+func (p *Port) init() {
+	p.once.Do(func() {
+		if p.Log == nil {
+			p.Log = slog.New(slog.DiscardHandler)
+		}
+		if p.HandshakeTimeout <= 0 {
+			p.HandshakeTimeout = defaultHandshakeTimeout
+		}
+		if p.Handshakes <= 0 {
+			p.Handshakes = defaultHandshakes
+		}
+		p.refusals = newRefusalLog(p.Log)
+		p.handshakes = make(chan struct{}, p.Handshakes)
+		p.strangers = make(chan struct{}, maxStrangers)
+		p.bySource = make(map[netip.Addr]int)
+	})
+}
+
+// Serve accepts connections until ctx ends or the listener fails, and returns
+// when every connection's handler has returned. It closes the listener. The
+// error is nil when ctx ended.
+func (p *Port) Serve(ctx context.Context, l net.Listener) error {
+	p.init()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	defer l.Close()
+
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	pause := 5 * time.Millisecond
+	for {
+		nc, err := l.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			if errors.Is(err, net.ErrClosed) {
+				return err
+			}
+			// Out of file descriptors, or a connection that died in the queue.
+			p.refusals.note(netip.AddrPort{}, "", &pki.Refusal{Code: "accept_failed", Cause: "cannot accept a connection: " + err.Error(), Remedy: "if it persists, raise the limit of open files"})
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(pause):
+			}
+			pause = min(2*pause, time.Second)
+			continue
+		}
+		pause = 5 * time.Millisecond
+		remote := remoteOf(nc)
+		if p.Admit != nil && !p.Admit(remote) {
+			p.refusals.note(remote, "", &pki.Refusal{Code: "address_not_a_peer", Cause: "a connection from an address that is no peer of this port",
+				Remedy: "if a component lives there, add the address to its --ip (gateway) or --core-ip (proxy)"})
+			nc.Close()
+			continue
+		}
+		if !p.begin(remote.Addr()) {
+			p.refusals.note(remote, "", &pki.Refusal{Code: "too_many_handshakes", Cause: "too many unfinished connections from one address",
+				Remedy: "if a component lives there, it dials too often: read its log; if not, keep the address out with the firewall"})
+			nc.Close()
+			continue
+		}
+		select {
+		case p.handshakes <- struct{}{}:
+		case <-ctx.Done():
+			p.end(remote.Addr())
+			nc.Close()
+			return nil
+		}
+		running.Go(func() { p.connection(ctx, nc, remote) })
+	}
+}
+
+func (p *Port) begin(source netip.Addr) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.bySource[source] >= max(p.Handshakes/2, 1) {
+		return false
+	}
+	p.bySource[source]++
+	return true
+}
+
+func (p *Port) end(source netip.Addr) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.bySource[source]--; p.bySource[source] <= 0 {
+		delete(p.bySource, source)
+	}
+}
+
+// connection is one accepted connection, from its first byte to its end.
+func (p *Port) connection(ctx context.Context, nc net.Conn, remote netip.AddrPort) {
+	defer nc.Close()
+	stop := context.AfterFunc(ctx, func() { nc.Close() })
+	conn, err := p.handshake(ctx, nc, remote)
+	<-p.handshakes
+	p.end(remote.Addr())
+	if !stop() || err != nil {
+		return
+	}
+	defer conn.Close()
+	p.dispatch(ctx, conn)
+}
+
+// dispatch hands an accepted connection to what serves its protocol.
+func (p *Port) dispatch(ctx context.Context, conn *Conn) {
+	switch conn.ALPN {
+	case ALPNJoin, ALPNRenew, ALPNHealth:
+		select {
+		case p.strangers <- struct{}{}:
+			defer func() { <-p.strangers }()
+		default:
+			p.refusals.note(conn.Peer.Remote, conn.ALPN, &pki.Refusal{Code: "too_many_strangers", Cause: "too many connections without an identity are open",
+				Remedy: "keep strangers out with the firewall; who wants to join tries again by itself"})
+			return
+		}
+	}
+	switch conn.ALPN {
+	case ALPNHealth:
+		p.serveHealth(ctx, conn)
+	case ALPNRenew:
+		ctx, cancel := context.WithTimeout(ctx, strangerTime)
+		defer cancel()
+		p.serveRenew(ctx, conn)
+	case ALPNJoin:
+		ctx, cancel := context.WithTimeout(ctx, strangerTime)
+		defer cancel()
+		p.Handlers[conn.ALPN](ctx, conn)
+	default:
+		p.Handlers[conn.ALPN](ctx, conn)
+	}
+}
+
+// state is what this handshake proves and believes, and the join token if the
+// port is still waiting to join.
+func (p *Port) state() (*selfState, *pki.Token) {
+	st := p.Self.state.Load()
+	if p.Token != nil && st.credentials == nil {
+		return st, p.Token()
+	}
+	return st, nil
+}
+
+// certificate is what the port presents on alpn.
+func (p *Port) certificate(alpn string, st *selfState, token *pki.Token) (*tls.Certificate, *pki.Refusal) {
+	if token != nil {
+		c, err := token.BootstrapCertificate(p.Self.now())
+		if err != nil {
+			return nil, refusalOf(err)
+		}
+		return &c, nil
+	}
+	c, err := st.certificate(alpn == ALPNJoin)
+	if err != nil {
+		return nil, refuseNotJoined()
+	}
+	return c, nil
+}

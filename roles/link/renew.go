@@ -1,0 +1,74 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+
+	"sallyport/acme/pki"
+	"sallyport/roles/control"
+)
+
+// renewService answers on sallyport-renew/1. Any certificate completes that
+// handshake, so all it may tell is the verdict about the very certificate that
+// the asker has just proven to hold.
+type renewService struct {
+	control.UnimplementedRenewServer
+	port *Port
+	peer Peer
+}
+
+// Why says what the port thinks of the asker's certificate for a protocol.
+func (s *renewService) Why(_ context.Context, r *control.WhyRequest) (*control.WhyResponse, error) {
+	peer := s.peer
+	if refusal := s.port.verdict(clip(r.GetAlpn(), 64), &peer); refusal != nil {
+		return &control.WhyResponse{Refusal: refusal.Proto()}, nil
+	}
+	return &control.WhyResponse{Accepted: true}, nil
+}
+
+func (p *Port) serveRenew(ctx context.Context, conn *Conn) {
+	ServeOver(ctx, conn, func(s *grpc.Server) {
+		control.RegisterRenewServer(s, &renewService{port: p, peer: conn.Peer})
+	}, grpc.MaxRecvMsgSize(64<<10), grpc.ConnectionTimeout(prefaceTime))
+}
+
+func (p *Port) serveHealth(ctx context.Context, conn *Conn) {
+	ServeOver(ctx, conn, func(s *grpc.Server) {
+		grpc_health_v1.RegisterHealthServer(s, p.Health)
+	}, grpc.MaxRecvMsgSize(4<<10), grpc.ConnectionTimeout(prefaceTime), grpc.KeepaliveParams(keepalive.ServerParameters{
+		MaxConnectionIdle: time.Minute, MaxConnectionAge: 10 * time.Minute, MaxConnectionAgeGrace: 5 * time.Second,
+		Time: 30 * time.Second, Timeout: 10 * time.Second,
+	}))
+}
+
+// why asks the listener at address what it thinks of this dialler's
+// certificate for alpn. The connection is verified as any other: only a
+// listener that proves who it is has an opinion that counts.
+func (d *Dialler) why(ctx context.Context, address, alpn string, want pki.Expect) (*pki.Refusal, error) {
+	conn, err := d.connect(ctx, address, ALPNRenew, want)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	cc, err := ClientOver(conn)
+	if err != nil {
+		return nil, err
+	}
+	defer cc.Close()
+	answer, err := control.NewRenewClient(cc).Why(ctx, &control.WhyRequest{Alpn: alpn})
+	if err != nil {
+		return nil, err
+	}
+	if r := pki.RefusalFromProto(answer.GetRefusal()); r != nil {
+		return r, nil
+	}
+	if !answer.GetAccepted() {
+		return nil, errors.New("the answer says neither yes nor no")
+	}
+	return nil, nil
+}
