@@ -4,6 +4,7 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/code"
 	"google.golang.org/grpc/codes"
 
 	"sallyport/roles/control"
@@ -61,7 +62,7 @@ func (d *Denials) Take() *control.DenialReport {
 	report := &control.DenialReport{Overflow: overflow}
 	for key, count := range rows {
 		report.Denials = append(report.Denials, &control.Denial{Caller: key.caller, Method: key.method, Reason: key.reason,
-			Code: key.code.String(), Count: count, MinuteUnix: key.minute})
+			Code: code.Code(key.code).String(), Count: count, MinuteUnix: key.minute})
 	}
 	return report
 }
