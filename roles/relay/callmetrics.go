@@ -1,10 +1,10 @@
 package relay
 
 import (
-	"strings"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/genproto/googleapis/rpc/code"
 	"google.golang.org/grpc/codes"
 )
 
@@ -72,19 +72,4 @@ func (m *CallMetrics) End(r CallRecord) {
 func (m *CallMetrics) InFlight() int { return int(m.inFlight.Load()) }
 
 // StatusName is the name that gRPC's specification gives a status: NOT_FOUND.
-func StatusName(c codes.Code) string {
-	switch c {
-	case codes.OK:
-		return "OK"
-	case codes.Canceled:
-		return "CANCELLED"
-	}
-	var b strings.Builder
-	for i, r := range c.String() {
-		if i > 0 && r >= 'A' && r <= 'Z' {
-			b.WriteByte('_')
-		}
-		b.WriteRune(r)
-	}
-	return strings.ToUpper(b.String())
-}
+func StatusName(c codes.Code) string { return code.Code(c).String() }
