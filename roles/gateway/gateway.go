@@ -1,12 +1,45 @@
+// Package gateway is the role that stands beside real services in the private
+// network. It dials core and never listens for it; over the connection it
+// dialled, calls come in. It announces the services of its upstreams, learned
+// by server reflection or listed in the settings, withdraws what is down, and
+// brings each call to the upstream that serves it.
+//
+// # The third check
+//
+// The proxy and core have decided about a call before it arrives. The gateway
+// decides again, about what it may be used for: the method must belong to a
+// service that it announces and that core routes to it, must be in its slice
+// of the policy, and must lie below its own --allow ceiling, which core cannot
+// raise. So a core that was taken over cannot call more through a gateway than
+// the gateway's owner wrote down.
+//
+// # Working on alone
+//
+// What core last said is kept in gateway.db and used until core says
+// something newer. A gateway never gives up its identity because core is away.
 package gateway
 
 import (
 	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"sallyport/acme/pki"
 	"sallyport/configs"
+	"sallyport/roles/control"
+	"sallyport/roles/link"
+	"sallyport/roles/policy"
+	"sallyport/roles/relay"
+	"sallyport/store"
 )
 
 // Deps is what a gateway needs from the process it runs in.
@@ -24,8 +57,150 @@ type Info struct {
 	Core string // the address it dials
 }
 
+// gateway is one running gateway.
+type gateway struct {
+	settings configs.Gateway
+	deps     Deps
+	log      *slog.Logger
+	db       *store.Component
+	self     *link.Self
+	name     string
+	hop      string // how callers read it in errors: "gateway orders-1"
+	started  time.Time
+	instance []byte
+
+	snapshots *link.Snapshots
+	verdicts  atomic.Pointer[verdicts]
+	ceiling   *policy.Patterns
+
+	upstreams []*upstream
+	changed   chan struct{} // some upstream's state is another
+	routes    atomic.Pointer[routes]
+	end       *link.ComponentEnd
+	links     links
+
+	metrics *relay.CallMetrics
+	frames  *relay.Metrics
+	access  *relay.AccessLog
+	denials link.Denials
+
+	goroutines sync.WaitGroup
+}
+
 // Run runs a gateway until ctx ends and the calls in flight were drained.
 func Run(ctx context.Context, s configs.Gateway, d Deps) error {
+	g, token, err := open(s, d)
+	if err != nil {
+		return err
+	}
+	defer g.db.Close()
+	g.ready(errors.New("the gateway has no connection to core yet"))
+	if token != nil {
+		if err := g.join(ctx, *token); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+	}
+	id := g.self.Credentials().ID
+	g.name, g.hop = id.Name, "gateway "+id.Name
+	if err := g.snapshots.Restore(); err != nil {
+		return err
+	}
+	if d.Started != nil {
+		d.Started(Info{Name: g.name, Core: g.coreAddresses()[0]})
+	}
+	return g.run(ctx)
+}
+
+// open reads what is on disk and what does not depend on the identity.
+func open(s configs.Gateway, d Deps) (*gateway, *pki.Token, error) {
+	g := &gateway{
+		settings: s, deps: d, log: d.Log, started: time.Now(), instance: make([]byte, 16),
+		changed: make(chan struct{}, 1), metrics: relay.NewCallMetrics("gateway", d.Registry), access: relay.NewAccessLog(d.Log, s.AccessLog),
+		frames: new(relay.Metrics),
+	}
+	if d.Registry != nil {
+		if err := d.Registry.Register(relay.NewCollector("gateway", g.frames)); err != nil {
+			return nil, nil, fmt.Errorf("metrics: %w", err)
+		}
+	}
+	_, _ = rand.Read(g.instance)
+	g.routes.Store(&routes{})
+	var err error
+	if g.ceiling, err = policy.ParsePatterns(s.Allow); err != nil {
+		return nil, nil, fmt.Errorf("--allow: %w", err)
+	}
+	if err := os.MkdirAll(g.dir(), 0o700); err != nil {
+		return nil, nil, fmt.Errorf("data directory: %w", err)
+	}
+	var token *pki.Token
+	if g.self, token, err = link.OpenSelf(g.dir(), pki.RoleGateway, s.Join); err != nil {
+		return nil, nil, err
+	}
+	if g.db, err = store.OpenComponent(filepath.Join(s.DataDir, "gateway.db")); err != nil {
+		return nil, nil, err
+	}
+	g.snapshots = &link.Snapshots{Self: g.self, Save: g.db.SaveSnapshot, Load: g.db.Snapshot, Forget: g.db.ForgetSnapshot, Prepare: g.prepare}
+	g.end = &link.ComponentEnd{
+		Hello: func() *control.Hello {
+			return &control.Hello{Version: d.Version, Instance: g.instance, Held: g.snapshots.Held(), StartedUnix: g.started.Unix()}
+		},
+		Apply:         g.snapshots.Apply,
+		Welcomed:      func(*link.Conn, *control.Welcome) { g.links.welcome() },
+		Denials:       g.denials.Take,
+		CallsInFlight: func() uint32 { return uint32(g.metrics.InFlight()) },
+		Log:           d.Log,
+	}
+	return g, token, nil
+}
+
+// dir is where the identity is kept.
+func (g *gateway) dir() string { return filepath.Join(g.settings.DataDir, "gateway") }
+
+func (g *gateway) ready(err error) {
+	if g.deps.Ready != nil {
+		g.deps.Ready(err)
+	}
+}
+
+// prepare reads the gateway's part of a snapshot.
+func (g *gateway) prepare(s *control.Snapshot) (func(), error) {
+	part := s.GetGateway()
+	if part == nil {
+		return nil, errors.New("the snapshot has no part for a gateway")
+	}
+	v, err := newVerdicts(part)
+	if err != nil {
+		return nil, err
+	}
+	return func() { v.logNew(g.log, g.verdicts.Swap(v)) }, nil
+}
+
+// run works until ctx ends, then drains. What carries calls outlives ctx until
+// the last call has ended or the drain time is over.
+func (g *gateway) run(ctx context.Context) error {
+	work, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer g.goroutines.Wait()
+	defer stop()
+
+	stopDemo, err := g.makeUpstreams(work)
+	if err != nil {
+		return err
+	}
+	defer stopDemo()
+	for _, u := range g.upstreams {
+		g.goroutines.Go(func() { u.run(work) })
+	}
+	g.goroutines.Go(func() { g.keepAnnounced(work) })
+	g.goroutines.Go(func() { g.keepSession(work) })
+	relaying := make(chan struct{})
+	g.goroutines.Go(func() { defer close(relaying); g.keepRelay(ctx, work) })
+
 	<-ctx.Done()
+	g.ready(errors.New("the gateway is shutting down"))
+	<-relaying // no new link from here on
+	g.links.drain(g.settings.DrainTimeout, g.log)
 	return nil
 }
