@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"sallyport/acme/pki"
@@ -49,7 +50,17 @@ type Conn struct {
 	Peer    Peer
 	Dialled bool // this side dialled
 
-	expires time.Time
+	expires  time.Time
+	lastRead atomic.Int64 // unix nano
+}
+
+// Read reads from the connection and notes that the peer is alive.
+func (c *Conn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if n > 0 {
+		c.lastRead.Store(time.Now().UnixNano())
+	}
+	return n, err
 }
 
 // Expires is when the first of both ends' certificates ends, and with it the

@@ -3,7 +3,10 @@ package link
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"sallyport/acme/pki"
 )
@@ -147,4 +150,14 @@ func clip(s string, n int) string {
 		return s
 	}
 	return s[:n] + "…"
+}
+
+// printable is what a peer says, bounded and without what a terminal obeys.
+func printable(s string, n int) string {
+	return strings.Map(func(r rune) rune {
+		if r == utf8.RuneError || !unicode.IsPrint(r) {
+			return '·'
+		}
+		return r
+	}, clip(s, n))
 }

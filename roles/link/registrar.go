@@ -4,9 +4,10 @@ import (
 	"context"
 	"crypto"
 	"crypto/ed25519"
-	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
+	"sync"
 
 	"sallyport/acme/pki"
 	"sallyport/roles/control"
@@ -19,20 +20,118 @@ type JoinAttempt struct {
 	TokenKey  ed25519.PublicKey // names the token
 	PublicKey crypto.PublicKey  // of the CSR; nothing else of the CSR counts
 	SPKI      [32]byte          // SHA-256 of PublicKey's SubjectPublicKeyInfo: what the token is bound to
-	Version   string
-	Source    netip.AddrPort
+	Version   string            // of the newcomer's software, as it says
+	Source    netip.AddrPort    // the newcomer's address
 }
 
 // Registrar is core's end of joining.
 type Registrar struct {
 	// Adopt decides and issues, in one transaction. It returns the refusal, and
-	// raises the alarm, when the token is bound to another key.
+	// raises the alarm, when the token is bound to another key. The same
+	// attempt may come again and gets the same grant.
 	Adopt func(ctx context.Context, a JoinAttempt) (*control.JoinGrant, *pki.Refusal)
-	// Stored, if set, hears that the newcomer has its grant on disk.
+
+	// Stored, if set, hears that the newcomer has its grant on disk. It may
+	// never come: the newcomer, or the network, can fail in between.
 	Stored func(ctx context.Context, a JoinAttempt)
-	Log    *slog.Logger
+
+	// Log has the refusals of newcomers that dialled; when core dialled, they
+	// are the error of Serve.
+	Log *slog.Logger
+
+	once     sync.Once
+	refusals *refusalLog
 }
 
 // Serve runs core's end on a connection of ALPNJoin, whichever side dialled.
 // The error of a refused newcomer is the refusal.
-func (r *Registrar) Serve(ctx context.Context, conn *Conn) error { return errors.ErrUnsupported }
+func (r *Registrar) Serve(ctx context.Context, conn *Conn) error {
+	r.once.Do(func() {
+		log := r.Log
+		if log == nil {
+			log = slog.New(slog.DiscardHandler)
+		}
+		r.refusals = newRefusalLog(log)
+	})
+	err := joinExchange.run(ctx, conn, func(st stream[control.JoinFrame]) error {
+		stop := expireStream(conn, joinTime)
+		defer stop()
+		return r.join(ctx, st, conn)
+	})
+	if refusal, ok := pki.AsRefusal(err); ok && !conn.Dialled {
+		r.refusals.note(conn.Peer.Remote, conn.ALPN, refusal)
+	}
+	return err
+}
+
+// refusedByNewcomer is a refusal that came from the other side.
+func refusedByNewcomer(r *pki.Refusal) error {
+	return fmt.Errorf("the newcomer refused: %w", r)
+}
+
+func (r *Registrar) join(ctx context.Context, st stream[control.JoinFrame], conn *Conn) error {
+	f, err := st.Recv()
+	if err != nil {
+		return endOf(st.Context(), err)
+	}
+	if refusal := pki.RefusalFromProto(f.GetRefusal()); refusal != nil {
+		return refusedByNewcomer(refusal)
+	}
+	attempt, refusal := readAttempt(f.GetRequest(), conn)
+	var grant *control.JoinGrant
+	if refusal == nil {
+		grant, refusal = r.Adopt(ctx, attempt)
+	}
+	if refusal != nil {
+		st.Send(&control.JoinFrame{Frame: &control.JoinFrame_Refusal{Refusal: refusal.Proto()}})
+		return refusal
+	}
+	if err := st.Send(&control.JoinFrame{Frame: &control.JoinFrame_Grant{Grant: grant}}); err != nil {
+		return recvEnd(st, err)
+	}
+	f, err = st.Recv()
+	if err != nil {
+		return endOf(st.Context(), err)
+	}
+	if refusal := pki.RefusalFromProto(f.GetRefusal()); refusal != nil {
+		return refusedByNewcomer(refusal)
+	}
+	if f.GetStored() == nil {
+		return refuseProtocol("the newcomer neither stored nor refused its certificate")
+	}
+	if r.Stored != nil {
+		r.Stored(ctx, attempt)
+	}
+	return nil
+}
+
+// readAttempt checks what the newcomer asks for, before anything is decided.
+func readAttempt(q *control.JoinRequest, conn *Conn) (JoinAttempt, *pki.Refusal) {
+	if q == nil {
+		return JoinAttempt{}, refuseProtocol("the newcomer's first word is not a certificate request")
+	}
+	if conn.Peer.BootstrapKey == nil {
+		return JoinAttempt{}, refuseNotBootstrap()
+	}
+	csr, err := pki.ParseCSR(q.GetCsr())
+	if err != nil {
+		return JoinAttempt{}, refuseUnreadableCSR(err)
+	}
+	if _, ok := csr.PublicKey.(ed25519.PublicKey); ok {
+		// Ed25519 is the kind of bootstrap keys alone. Whatever else it is, the
+		// newcomer's own bootstrap key must never be certified.
+		return JoinAttempt{}, refuseProtocol("the certificate request is for a key of the kind that only join tokens make")
+	}
+	spki, err := pki.SPKIHash(csr.PublicKey)
+	if err != nil {
+		return JoinAttempt{}, refuseUnreadableCSR(err)
+	}
+	role := pki.RoleGateway
+	if conn.Dialled {
+		role = pki.RoleProxy
+	}
+	return JoinAttempt{
+		Role: role, TokenKey: conn.Peer.BootstrapKey, PublicKey: csr.PublicKey, SPKI: spki,
+		Version: printable(q.GetVersion(), 64), Source: conn.Peer.Remote,
+	}, nil
+}
