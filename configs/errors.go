@@ -72,3 +72,15 @@ func (p *problems) add(setting string, from origin, problem, remedy string) {
 }
 
 func (p *problems) err() error { return errors.Join(p.errs...) }
+
+// article puts a or an before the kind of a value; what is none of the usual
+// kinds is a number with a point or a date.
+func article(kind string) string {
+	switch kind {
+	case "integer":
+		return "an integer"
+	case "other":
+		return "a number or a date"
+	}
+	return "a " + kind
+}

@@ -8,7 +8,7 @@ package configs
 // whole), fallback its default, kind its form.
 type Flags struct {
 	Role   *string `name:"role" group:"run" help:"What this process is: core, proxy, gateway, all, or several separated by commas." placeholder:"ROLE" roles:"process" kind:"roles"`
-	Config *string `name:"config" group:"run" type:"path" help:"Settings file (TOML). Its keys are these flags in snake_case." placeholder:"FILE" roles:"process" kind:"config"`
+	Config *string `name:"config" group:"run" help:"Settings file (TOML). Its keys are these flags in snake_case." placeholder:"FILE" roles:"process" kind:"config"`
 
 	DataDir      *string `name:"data-dir" group:"run" help:"Where state and keys are kept (default $STATE_DIRECTORY, else /var/lib/sallyport as root, else the XDG state directory)." placeholder:"DIR" roles:"core,proxy,gateway" kind:"dir"`
 	DrainTimeout *string `name:"drain-timeout" group:"run" help:"How long calls may finish at shutdown (default 30s)." placeholder:"DURATION" roles:"core,proxy,gateway" kind:"duration" fallback:"30s"`

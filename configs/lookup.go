@@ -89,7 +89,7 @@ func (l *lookup) checkKeys(t *Table, table Role) {
 		}
 		at := origin{kind: fromFile, name: key, file: l.file, pos: v.KeyPos}
 		if table == "" && isRole(key) && (key != string(RoleCore) || v.Kind != "string") {
-			l.bad.add(key, at, "it is a table of settings, and here it is a "+v.Kind, "write ["+key+"]")
+			l.bad.add(key, at, "it is a table of settings, and here it is "+article(v.Kind), "write ["+key+"]")
 			continue
 		}
 		if slices.Contains(known, key) {
@@ -165,7 +165,7 @@ func (l *lookup) read(f *found, v *Value) {
 			if item.Kind != "string" {
 				at := f.from
 				at.pos = item.Pos
-				l.bad.add(s.flag, at, "a list of texts holds a "+item.Kind, "write every element in quotes")
+				l.bad.add(s.flag, at, "a list of texts holds "+article(item.Kind), "write every element in quotes")
 				continue
 			}
 			f.texts = append(f.texts, item.Text)
@@ -176,7 +176,7 @@ func (l *lookup) read(f *found, v *Value) {
 		if v.Kind == "list" || v.Kind == "table" {
 			remedy = fmt.Sprintf("write %s = \"…\"", s.key)
 		}
-		l.bad.add(s.flag, f.from, "a text is needed here and this is a "+v.Kind, remedy)
+		l.bad.add(s.flag, f.from, "a text is needed here and this is "+article(v.Kind), remedy)
 		f.texts = nil
 	}
 }

@@ -81,7 +81,7 @@ func (b *loader) upstreams() []Upstream {
 				add(at, u, err)
 			}
 		default:
-			b.bad.add("upstream", at, "a "+item.Kind+" is no upstream", "write [[upstream]] tables with an address")
+			b.bad.add("upstream", at, article(item.Kind)+" is no upstream", "write [[upstream]] tables with an address")
 		}
 	}
 	rows := make([]string, len(all))
@@ -123,7 +123,7 @@ func (b *loader) upstreamTable(at origin, t *Table) (Upstream, error) {
 				o := place(key)
 				o.pos = s.Pos
 				if s.Kind != "string" {
-					b.bad.add("upstream", o, "a list of services holds a "+s.Kind, "write every service in quotes")
+					b.bad.add("upstream", o, "a list of services holds "+article(s.Kind), "write every service in quotes")
 				} else if err := ServicePattern(s.Text); err != nil {
 					problem, remedy, _ := strings.Cut(err.Error(), "; ")
 					b.bad.add("upstream", o, problem, remedy)
@@ -131,9 +131,9 @@ func (b *loader) upstreamTable(at origin, t *Table) (Upstream, error) {
 				u.Services = append(u.Services, s.Text)
 			}
 		case key == "services":
-			b.bad.add("upstream", place(key), "services is a list and this is a "+v.Kind, `write services = ["acme.orders.v1.Orders"]`)
+			b.bad.add("upstream", place(key), "services is a list and this is "+article(v.Kind), `write services = ["acme.orders.v1.Orders"]`)
 		case v.Kind != "string":
-			b.bad.add("upstream", place(key), "a text is needed here and this is a "+v.Kind, "write "+key+` = "…"`)
+			b.bad.add("upstream", place(key), "a text is needed here and this is "+article(v.Kind), "write "+key+` = "…"`)
 		default:
 			text[key] = v.Text
 		}

@@ -1,0 +1,232 @@
+package configs
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/alecthomas/kong"
+)
+
+// sample says how to see a setting: the roles to run, three values that
+// differ, and where the settings hold it.
+type sample struct {
+	roles  string
+	values [3]string
+	read   func(*Settings) string
+	want   func(value string) string // what read gives for a value; nil: the value
+}
+
+func samples(t *testing.T) map[string]sample {
+	dir := t.TempDir()
+	file := func(name, content string) string {
+		p := filepath.Join(dir, name)
+		if err := os.WriteFile(p, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	files := func(base string) [3]string {
+		return [3]string{file(base+"1", base), file(base+"2", base), file(base+"3", base)}
+	}
+	var tokens [3]string
+	for i := range tokens {
+		tokens[i] = file(fmt.Sprint("token", i), fmt.Sprintf("sp1.token%d\n", i))
+	}
+	cert, key := file("cert.pem", "c"), file("key.pem", "k")
+	return map[string]sample{
+		"role":           {"", [3]string{"core", "proxy", "gateway"}, func(s *Settings) string { return string(s.Roles[0]) }, nil},
+		"data-dir":       {"core", [3]string{"/a", "/b", "/c"}, func(s *Settings) string { return s.Core.DataDir }, nil},
+		"drain-timeout":  {"proxy", [3]string{"1s", "2s", "3s"}, func(s *Settings) string { return s.Proxy.DrainTimeout.String() }, nil},
+		"max-link-age":   {"gateway", [3]string{"1h0m0s", "2h0m0s", "3h0m0s"}, func(s *Settings) string { return s.Gateway.MaxLinkAge.String() }, nil},
+		"access-log":     {"core", [3]string{"off", "all", "failures"}, func(s *Settings) string { return s.Core.AccessLog }, nil},
+		"health-address": {"core", [3]string{":1", ":2", ":3"}, func(s *Settings) string { return s.Process.HealthAddress }, nil},
+		"log-level":      {"core", [3]string{"debug", "warn", "error"}, func(s *Settings) string { return strings.ToLower(s.Process.LogLevel.String()) }, nil},
+		"log-format":     {"core", [3]string{"json", "text", "auto"}, func(s *Settings) string { return s.Process.LogFormat }, nil},
+		"grpc-address":   {"proxy", [3]string{":1", ":2", ":3"}, func(s *Settings) string { return s.Proxy.GRPCAddress }, nil},
+		"advertise":      {"core", [3]string{"a:1", "b:2", "c"}, func(s *Settings) string { return s.Core.Advertise }, func(v string) string { return strings.Replace(v, "c", "c:50055", 1) }},
+		"trust-domain":   {"core", [3]string{"a.example", "b.example", "c.example"}, func(s *Settings) string { return s.Core.TrustDomain }, nil},
+		"policy":         {"core", files("policy"), func(s *Settings) string { return s.Core.PolicyFile }, nil},
+		"cert-lifetime":  {"core", [3]string{"1h0m0s", "2h0m0s", "3h0m0s"}, func(s *Settings) string { return s.Core.CertLifetime.String() }, nil},
+		"public-address": {"proxy", [3]string{":1", ":2", ":3"}, func(s *Settings) string { return s.Proxy.PublicAddress }, nil},
+		"tls":            {"proxy;tls-cert=" + cert + ";tls-key=" + key, [3]string{"files", "files", "files"}, func(s *Settings) string { return s.Proxy.TLS }, nil},
+		"tls-cert":       {"proxy;tls-key=" + key, files("cert"), func(s *Settings) string { return s.Proxy.TLSCert }, nil},
+		"tls-key":        {"proxy;tls-cert=" + cert, files("key"), func(s *Settings) string { return s.Proxy.TLSKey }, nil},
+		"join":           {"proxy", [3]string{"sp1.a", "sp1.b", "sp1.c"}, func(s *Settings) string { return s.Proxy.Join }, nil},
+		"join-file":      {"gateway", tokens, func(s *Settings) string { return s.Gateway.Join }, func(v string) string { return "sp1." + filepath.Base(v) }},
+		"core":           {"gateway", [3]string{"a:1", "b:2", "c:3"}, func(s *Settings) string { return s.Gateway.Core }, nil},
+		"upstream": {"gateway", [3]string{"a=127.0.0.1:1", "b=127.0.0.1:2", "c=127.0.0.1:3"}, func(s *Settings) string {
+			if len(s.Gateway.Upstreams) == 0 {
+				return ""
+			}
+			return s.Gateway.Upstreams[0].Name + "=" + s.Gateway.Upstreams[0].Address.String()
+		}, nil},
+		"allow": {"gateway", [3]string{"/a.A/*", "/b.B/M", "/c.*"}, func(s *Settings) string { return strings.Join(s.Gateway.Allow, " ") }, nil},
+	}
+}
+
+// set gives a value to a field of Flags.
+func set(f *Flags, s setting, value string) {
+	v := reflect.ValueOf(f).Elem().Field(s.index)
+	if s.list {
+		v.Set(reflect.ValueOf([]string{value}))
+		return
+	}
+	v.Set(reflect.ValueOf(&value))
+}
+
+// TestPrecedence walks every field of Flags and proves flag over environment
+// over role table over top level over default.
+func TestPrecedence(t *testing.T) {
+	all := samples(t)
+	for _, s := range settings() {
+		if s.kind == "config" { // cannot be in a file; TestConfigFlag has the rest
+			continue
+		}
+		t.Run(s.flag, func(t *testing.T) {
+			c, ok := all[s.flag]
+			if !ok {
+				t.Fatalf("--%s has no sample: add one, so that its precedence is proven", s.flag)
+			}
+			want := func(v string) string {
+				if c.want != nil {
+					return c.want(v)
+				}
+				return v
+			}
+			roles, others, _ := strings.Cut(c.roles, ";")
+			base := Flags{}
+			if roles != "" {
+				base.Role = &roles
+			}
+			for kv := range strings.SplitSeq(others, ";") {
+				if k, v, ok := strings.Cut(kv, "="); ok {
+					set(&base, settingOf(k), v)
+				}
+			}
+			load := func(flag, env, table, top string) (string, string) {
+				t.Helper()
+				f := base
+				environ := []string{"HOME=/h"}
+				if flag+env+table+top == "" { // what goes with it means nothing without it
+					f = Flags{Role: base.Role}
+				}
+				if flag != "" {
+					set(&f, s, flag)
+				}
+				if env != "" {
+					environ = append(environ, s.env+"="+env)
+				}
+				text := ""
+				if top != "" {
+					text += fmt.Sprintf("%s = %q\n", s.key, top)
+				}
+				if table != "" {
+					text += fmt.Sprintf("[%s]\n%s = %q\n", roles, s.key, table)
+				}
+				if text != "" {
+					f.Config = write(t, text)
+				}
+				got, p, err := Load(f, Sources{Environ: environ, UID: 1})
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, r := range p.Rows() {
+					if r.Key == s.key {
+						return c.read(got), r.From
+					}
+				}
+				return c.read(got), "default"
+			}
+			check := func(level, got, from, value, wantFrom string) {
+				t.Helper()
+				if got != want(value) || !strings.HasPrefix(from, wantFrom) {
+					t.Errorf("%s: got %q from %q, want %q from %q", level, got, from, want(value), wantFrom)
+				}
+			}
+			v := c.values
+			got, from := load(v[0], v[1], "", v[2])
+			check("flag over environment and file", got, from, v[0], "flag --"+s.flag)
+			got, from = load("", v[1], "", v[2])
+			check("environment over file", got, from, v[1], "environment "+s.env)
+			got, from = load("", "", "", v[2])
+			check("file over default", got, from, v[2], "/")
+			if len(s.roles) > 0 && s.flag != "core" { // core names a table too: one file has one of them
+				got, from = load("", "", v[1], v[2])
+				check("table over top level", got, from, v[1], "/")
+				if !strings.HasSuffix(from, ":3") {
+					t.Errorf("table over top level: came from %q, want line 3", from)
+				}
+				got, from = load("", v[0], v[1], v[2])
+				check("environment over table", got, from, v[0], "environment ")
+			}
+			if s.flag == "role" { // has no default
+				return
+			}
+			got, from = load("", "", "", "")
+			if from != "default" {
+				t.Errorf("default: came from %q", from)
+			}
+			if s.fallback != "" && got != want(s.fallback) && !strings.HasPrefix(got, s.fallback) {
+				t.Errorf("default: got %q, want %q", got, s.fallback)
+			}
+		})
+	}
+}
+
+// TestTags keeps the tags of Flags and what the parser of the command line
+// makes of them in order.
+func TestTags(t *testing.T) {
+	for _, s := range settings() {
+		f := reflect.TypeFor[Flags]().Field(s.index)
+		if f.Tag.Get("env") != "" || f.Tag.Get("default") != "" {
+			t.Errorf("--%s: env and default tags would take precedence out of our hands", s.flag)
+		}
+		if s.fallback != "" && !strings.Contains(f.Tag.Get("help"), "default "+s.fallback) {
+			t.Errorf("--%s: the help does not say default %s", s.flag, s.fallback)
+		}
+		if s.flag == "" || s.kind == "" || f.Tag.Get("help") == "" || f.Tag.Get("placeholder") == "" || f.Tag.Get("roles") == "" {
+			t.Errorf("%s: a tag is missing", f.Name)
+		}
+	}
+}
+
+func TestKongFillsOnlyWhatIsGiven(t *testing.T) {
+	parse := func(args ...string) Flags {
+		t.Helper()
+		var cli struct {
+			Run struct {
+				Flags Flags `embed:""`
+			} `cmd:"" default:"withargs"`
+		}
+		p, err := kong.New(&cli)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.Parse(args); err != nil {
+			t.Fatal(err)
+		}
+		return cli.Run.Flags
+	}
+	if got := parse("--role", "all"); !reflect.DeepEqual(got, Flags{Role: got.Role}) {
+		t.Errorf("fields are set that were not given: %+v", got)
+	}
+	f := parse("--role=gateway", "--join", "-", "--upstream", "orders=127.0.0.1:9000=a.A,b.*", "--upstream=tls://x:1", "--allow=/a.A/*,/b.B/C")
+	if *f.Join != "-" || !reflect.DeepEqual(f.Upstream, []string{"orders=127.0.0.1:9000=a.A,b.*", "tls://x:1"}) ||
+		!reflect.DeepEqual(f.Allow, []string{"/a.A/*", "/b.B/C"}) {
+		t.Errorf("got %q %q %q", *f.Join, f.Upstream, f.Allow)
+	}
+}
+
+// write puts a settings file into a fresh directory.
+func write(t testing.TB, text string) *string {
+	t.Helper()
+	p := filepath.Join(t.TempDir(), "sallyport.toml")
+	if err := os.WriteFile(p, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return &p
+}
