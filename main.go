@@ -1,0 +1,32 @@
+// Sallyport relays gRPC into private networks without an inbound port. The
+// command line is package app; this file owns the process: its signals and its
+// exit status.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"sallyport/app"
+)
+
+func main() {
+	os.Exit(app.Main(untilSignal(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Environ()))
+}
+
+// untilSignal ends with the first SIGINT or SIGTERM, which drains. The second
+// one does not wait for anything.
+func untilSignal() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-signals
+		cancel()
+		<-signals
+		os.Exit(1)
+	}()
+	return ctx
+}
