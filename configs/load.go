@@ -66,7 +66,7 @@ type loader struct {
 // roles reads which roles run.
 func (b *loader) roles() {
 	f := b.find(settingOf("role"), "")
-	if !f.given() {
+	if len(f.texts) == 0 {
 		b.bad.add("role", f.from, "no role is given", "write --role core, proxy or gateway, several with commas, or --role all for everything in one process")
 		return
 	}
@@ -223,6 +223,9 @@ func (b *loader) gateway() {
 	g.Upstreams = b.upstreams()
 	g.Demo = len(g.Upstreams) == 0
 	f := b.find(settingOf("allow"), RoleGateway)
+	if f.given() && len(f.texts) == 0 {
+		b.bad.add("allow", f.from, "an empty list allows nothing and cannot be told from no list", "name the methods, or leave the setting out to set no ceiling")
+	}
 	for i, p := range f.texts {
 		if err := MethodPattern(p); err != nil {
 			problem, remedy, _ := strings.Cut(err.Error(), "; ")

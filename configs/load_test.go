@@ -191,6 +191,8 @@ func TestRefused(t *testing.T) {
 		{name: "upstream TLS settings", text: "role = \"gateway\"\n[[upstream]]\naddress = \"127.0.0.1:1\"\nserver_name = \"x\"\n", want: []string{":4:1", "tls://"}},
 		{name: "upstream half a pair", text: "role = \"gateway\"\n[[upstream]]\naddress = \"tls://x\"\ncert = \"" + here + "\"\n", want: []string{"belong together"}},
 		{name: "service", args: []string{"role=gateway", "upstream=a=127.0.0.1:1=a.*.B"}, want: []string{`"a.*.B" is no service`}},
+		{name: "empty role", text: "role = []\n", want: []string{":1:1", "no role is given"}},
+		{name: "empty ceiling", text: "role = \"gateway\"\nallow = []\n", want: []string{":2:1", "allows nothing"}},
 		{name: "allow everything", args: []string{"role=gateway", "allow=/*"}, want: []string{"every method"}},
 		{name: "allow", text: "role = \"gateway\"\nallow = [\n  \"/a.A/B\",\n  \"a.A/C\",\n]\n", want: []string{":4:3", "begin with a slash"}},
 	} {
