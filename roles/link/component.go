@@ -2,11 +2,12 @@ package link
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	"sallyport/acme/pki"
 	"sallyport/roles/control"
@@ -111,7 +112,7 @@ func (s *componentSession) run() error {
 		e.Welcomed(s.conn, w)
 	}
 	e.install(s)
-	s.start(s.reader)
+	s.startReader(s.reader)
 	s.start(s.writer)
 	s.start(s.applier)
 	s.start(s.watch)
@@ -143,7 +144,6 @@ func (e *ComponentEnd) retire(s *componentSession) {
 }
 
 func (s *componentSession) reader() error {
-	defer close(s.read)
 	for {
 		f, err := s.st.Recv()
 		if err != nil {
@@ -182,10 +182,10 @@ func (s *componentSession) replied(r *control.HeartbeatReply) {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r.GetSequence() != s.sequence || s.sent.IsZero() {
-		return
-	}
 	s.beat.Store(now.UnixNano())
+	if r.GetSequence() != s.sequence || s.sent.IsZero() {
+		return // late: it says that core lives, and nothing about time
+	}
 	s.rtt = now.Sub(s.sent)
 	s.offset = time.Unix(0, r.GetUnixNano()).Sub(s.sent.Add(s.rtt / 2).Round(0))
 }
@@ -265,12 +265,7 @@ func (s *componentSession) writer() error {
 }
 
 func (s *componentSession) send(f *control.Frame) error {
-	if err := s.st.Send(f); err != nil {
-		// The reader learns why; it may be core's refusal.
-		<-s.read
-		return errors.New("the connection was lost")
-	}
-	return nil
+	return s.sendEnd(s.st.Send(f))
 }
 
 func (s *componentSession) sendHeartbeat() error {
@@ -322,8 +317,12 @@ func (s *componentSession) sendQueued() error {
 
 // Announce replaces what core is told of services and upstreams; the newest
 // goes out at once, and again at the start of every session. The caller does
-// not change it afterwards.
-func (e *ComponentEnd) Announce(a *control.Announcement) {
+// not change it afterwards. One that is too large for a frame is an error, and
+// the former one stays.
+func (e *ComponentEnd) Announce(a *control.Announcement) error {
+	if n := proto.Size(a); n > maxPayload {
+		return fmt.Errorf("announce services: descriptors and names take %d bytes, %d are possible: list the services by hand, or divide them among gateways", n, maxPayload)
+	}
 	e.mu.Lock()
 	e.announcement = a
 	s := e.current
@@ -334,6 +333,7 @@ func (e *ComponentEnd) Announce(a *control.Announcement) {
 		s.mu.Unlock()
 		s.kick()
 	}
+	return nil
 }
 
 // Connected reports whether a session is up.

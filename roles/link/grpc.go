@@ -11,9 +11,12 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
-// maxMessage bounds one gRPC message on a component link: a snapshot or an
-// announcement of 16 MiB and its frame.
-const maxMessage = 16<<20 + 4<<10
+// maxPayload bounds a snapshot and an announcement, maxMessage one gRPC
+// message on a component link: such a payload and its frame.
+const (
+	maxPayload = 16 << 20
+	maxMessage = maxPayload + 4<<10
+)
 
 // AuthInfo is what gRPC handlers on our connections find as the peer's
 // authentication: the judged Peer.

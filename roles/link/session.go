@@ -70,6 +70,33 @@ func (c *sessionConn) start(f func() error) {
 	})
 }
 
+// startReader is start for the goroutine that reads: when others learn that it
+// has ended, its cause stands.
+func (c *sessionConn) startReader(f func() error) {
+	c.wg.Go(func() {
+		defer close(c.read)
+		if err := f(); err != nil {
+			c.end(err)
+		}
+	})
+}
+
+// sendEnd is what a failed Send means. Why a stream ended, gRPC says to the
+// reader only, and it may be the other side's refusal: the reader has a moment
+// to say it first.
+func (c *sessionConn) sendEnd(err error) error {
+	if err == nil {
+		return nil
+	}
+	t := time.NewTimer(time.Second)
+	defer t.Stop()
+	select {
+	case <-c.read:
+	case <-t.C:
+	}
+	return endOf(c.ctx, err)
+}
+
 // watch ends the session when the peer is silent or a certificate has expired.
 func (c *sessionConn) watch() error {
 	tick := time.NewTicker(time.Second)
@@ -102,6 +129,18 @@ func (c *sessionConn) greet() (stop func()) {
 		c.conn.NetConn().Close()
 	})
 	return func() { t.Stop() }
+}
+
+// drain reads and forgets until the other side, which has been told the end,
+// ends the stream, or its time for that is over.
+func (c *sessionConn) drain(st stream[control.Frame]) {
+	t := time.AfterFunc(lastWordTime, func() { c.conn.NetConn().Close() })
+	defer t.Stop()
+	for {
+		if _, err := st.Recv(); err != nil {
+			return
+		}
+	}
 }
 
 // wait blocks until the session ends and returns why. After an end by a last

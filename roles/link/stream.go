@@ -24,6 +24,7 @@ type stream[F any] interface {
 
 // exchange describes one such RPC.
 type exchange[F any] struct {
+	drain    bool // f has left nobody reading when it returns
 	open     func(context.Context, *grpc.ClientConn) (stream[F], error)
 	register func(*grpc.Server, func(stream[F]) error)
 }
@@ -58,7 +59,7 @@ func (x exchange[F]) call(ctx context.Context, conn *Conn, f func(stream[F]) err
 		return endOf(ctx, err)
 	}
 	err = f(st)
-	if c, ok := st.(interface{ CloseSend() error }); ok && c.CloseSend() == nil {
+	if c, ok := st.(interface{ CloseSend() error }); ok && x.drain && c.CloseSend() == nil {
 		// Wait for the server's end, so that what was said last is not lost
 		// in the closing of the connection.
 		stop := time.AfterFunc(lastWordTime, cancel)
@@ -131,6 +132,7 @@ func endOf(ctx context.Context, err error) error {
 }
 
 var joinExchange = exchange[control.JoinFrame]{
+	drain: true,
 	open: func(ctx context.Context, cc *grpc.ClientConn) (stream[control.JoinFrame], error) {
 		return control.NewJoinClient(cc).Join(ctx)
 	},
