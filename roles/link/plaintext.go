@@ -42,6 +42,10 @@ func (c *peeked) Read(b []byte) (int, error) {
 	return c.Conn.Read(b)
 }
 
+// NetConn is the connection beneath. By the time anybody can ask, the first
+// bytes have been read.
+func (c *peeked) NetConn() net.Conn { return c.Conn }
+
 func (c *peeked) Write(b []byte) (int, error) {
 	if c.mute {
 		return len(b), nil

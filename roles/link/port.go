@@ -230,7 +230,7 @@ func (p *Port) certificate(alpn string, st *selfState, token *pki.Token) (*tls.C
 		}
 		return &c, nil
 	}
-	c, err := st.certificate(alpn == ALPNJoin)
+	c, err := st.certificate(alpn == ALPNJoin || alpn == ALPNRenew)
 	if err != nil {
 		return nil, refuseNotJoined()
 	}
