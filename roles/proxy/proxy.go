@@ -1,12 +1,50 @@
+// Package proxy is the role that faces the internet. It ends callers' TLS,
+// finds out who calls, decides by the policy that core gave it, and relays
+// what it lets through over connections that core dialled: the proxy dials
+// nobody.
+//
+// # Not trusted
+//
+// The host it runs on is not trusted with authority. It has no CA key, no
+// other component's key, and no secret of a caller but those that pass
+// through. What it claims about a client certificate counts only where a
+// grant names this proxy; everything else core checks again.
+//
+// # One call
+//
+// In this order, always: log, authenticate, authorize, relay. A bad
+// certificate or key is answered with UNAUTHENTICATED and the reason, on
+// public methods too. The proxy's own services, health and reflection, are
+// reached by the same way, and reflection shows each caller what he may call.
+//
+// # Working on alone
+//
+// What core last said is kept in proxy.db. While core is away calls end with
+// UNAVAILABLE, but who may call what is still known; the identity is never
+// given up.
 package proxy
 
 import (
 	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
 	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
 
+	"sallyport/acme/pki"
 	"sallyport/configs"
+	"sallyport/roles/control"
+	"sallyport/roles/link"
+	"sallyport/roles/relay"
+	"sallyport/store"
 )
 
 // Deps is what a proxy needs from the process it runs in.
@@ -25,8 +63,164 @@ type Info struct {
 	PublicAddress string // where callers come
 }
 
+// proxy is one running proxy.
+type proxy struct {
+	settings configs.Proxy
+	deps     Deps
+	log      *slog.Logger
+	db       *store.Component
+	self     *link.Self
+	token    atomic.Pointer[pki.Token] // nil once joined
+	started  time.Time
+	instance []byte
+
+	snapshots *link.Snapshots
+	view      atomic.Pointer[view]
+	end       *link.ComponentEnd
+	links     relay.Pool // to core
+	draining  atomic.Bool
+	state     readiness
+
+	certificates certificates
+	public       *public
+	component    *component
+	own          *ownServices
+
+	metrics *relay.CallMetrics
+	frames  *relay.Metrics
+	edge    *edgeMetrics
+	access  *relay.AccessLog
+	denials link.Denials
+}
+
 // Run runs a proxy until ctx ends and the calls in flight were drained.
 func Run(ctx context.Context, s configs.Proxy, d Deps) error {
-	<-ctx.Done()
+	p, err := open(s, d)
+	if err != nil {
+		return err
+	}
+	defer p.db.Close()
+	if err := p.snapshots.Restore(); err != nil {
+		return err
+	}
+	grpcListener, err := net.Listen("tcp", s.GRPCAddress)
+	if err != nil {
+		return fmt.Errorf("open the gRPC port (--grpc-address): %w", err)
+	}
+	defer grpcListener.Close()
+	publicListener, err := net.Listen("tcp", s.PublicAddress)
+	if err != nil {
+		return fmt.Errorf("open the public port (--public-address): %w", err)
+	}
+	defer publicListener.Close()
+	p.state.changed()
+	if d.Started != nil {
+		d.Started(Info{Name: p.name(), GRPCAddress: grpcListener.Addr().String(), PublicAddress: publicListener.Addr().String()})
+	}
+	return p.run(ctx, relay.Listen(grpcListener), relay.Listen(publicListener))
+}
+
+// open reads what is on disk and puts the parts together; nothing runs yet.
+func open(s configs.Proxy, d Deps) (*proxy, error) {
+	p := &proxy{settings: s, deps: d, log: d.Log, started: time.Now(), instance: make([]byte, 16),
+		metrics: relay.NewCallMetrics("proxy", d.Registry), frames: new(relay.Metrics), access: relay.NewAccessLog(d.Log, s.AccessLog)}
+	_, _ = rand.Read(p.instance)
+	p.state.find, p.state.tell = p.findProblem, d.Ready
+	var err error
+	if p.edge, err = newEdgeMetrics(d.Registry, p.frames); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(p.dir(), 0o700); err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	var token *pki.Token
+	if p.self, token, err = link.OpenSelf(p.dir(), pki.RoleProxy, s.Join); err != nil {
+		return nil, err
+	}
+	p.token.Store(token)
+	p.end = &link.ComponentEnd{
+		Hello: func() *control.Hello {
+			return &control.Hello{Version: d.Version, Instance: p.instance, Held: p.snapshots.Held(), StartedUnix: p.started.Unix()}
+		},
+		Apply:         func(s *control.Snapshot) error { return p.snapshots.Apply(s) },
+		Denials:       p.denials.Take,
+		CallsInFlight: func() uint32 { return uint32(p.metrics.InFlight()) },
+		Log:           d.Log,
+	}
+	if s.TLS == "files" {
+		p.certificates, err = openFiles(s.TLSCert, s.TLSKey, d.Log, p.state.changed)
+		if err != nil {
+			return nil, err
+		}
+	} else {
+		p.certificates = &issued{log: d.Log, now: time.Now, changed: p.state.changed,
+			request: func(ctx context.Context, csr []byte) ([][]byte, error) {
+				return p.end.Request(ctx, csr, control.CertificateRequest_PURPOSE_PUBLIC_PORT)
+			}}
+	}
+	p.public, p.component, p.own = newPublic(p), newComponent(p), &ownServices{proxy: p}
+	if p.db, err = store.OpenComponent(filepath.Join(s.DataDir, "proxy.db")); err != nil {
+		return nil, err
+	}
+	p.snapshots = &link.Snapshots{Self: p.self, Save: p.db.SaveSnapshot, Load: p.db.Snapshot, Forget: p.db.ForgetSnapshot, Prepare: p.prepare}
+	return p, nil
+}
+
+// run works until ctx ends or a listener fails, then drains. What carries
+// calls outlives ctx until the last call has ended or the drain time is over.
+func (p *proxy) run(ctx context.Context, grpcListener, publicListener net.Listener) error {
+	work, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return p.component.port.Serve(work, grpcListener) })
+	group.Go(func() error { return p.public.serve(ctx, work, publicListener) })
+	group.Go(func() error { p.certificates.run(work); return nil })
+	group.Go(func() error { p.own.run(work); return nil })
+	group.Go(func() error {
+		<-ctx.Done()
+		p.draining.Store(true)
+		p.state.changed()
+		p.public.drain(p.settings.DrainTimeout)
+		stop()
+		return nil
+	})
+	return group.Wait()
+}
+
+// dir is where the identity is kept.
+func (p *proxy) dir() string { return filepath.Join(p.settings.DataDir, "proxy") }
+
+// name is what core calls this proxy; empty before it has joined.
+func (p *proxy) name() string {
+	if c := p.self.Credentials(); c != nil {
+		return c.ID.Name
+	}
+	return ""
+}
+
+// hop is how callers read it in errors.
+func (p *proxy) hop() string {
+	if n := p.name(); n != "" {
+		return "proxy " + n
+	}
+	return "proxy"
+}
+
+// findProblem is the first reason why calls cannot be served now.
+func (p *proxy) findProblem() error {
+	switch {
+	case p.draining.Load():
+		return errors.New("the proxy is shutting down")
+	case p.self.Credentials() == nil:
+		return errors.New("the proxy has not joined yet: it waits for core to come to its gRPC port")
+	case p.view.Load() == nil:
+		return errors.New("the proxy has not heard from core yet what it may let through")
+	}
+	if _, err := p.certificates.current(); err != nil {
+		return err
+	}
+	if p.links.Pick() == nil {
+		return errors.New("core is not connected")
+	}
 	return nil
 }

@@ -1,0 +1,124 @@
+package proxy
+
+import (
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"sallyport/roles/policy"
+	"sallyport/roles/relay"
+)
+
+// maxTries bounds how many links to core a call is offered to.
+const maxTries = 4
+
+// serve takes one call from the internet, in the order that is promised: log,
+// authenticate, authorize, relay. It runs on the connection's reader goroutine
+// and does not block.
+func (p *proxy) serve(c *relay.Call) {
+	from := c.Peer().(*client)
+	now := time.Now()
+	id := relay.NewRequestID()
+	idField := relay.Field{Name: relay.HeaderRequestID, Value: id}
+	own := ownService(c.Path())
+
+	record := &relay.CallRecord{Method: c.Path(), Source: from.name, RequestID: id}
+	p.metrics.Begin()
+	c.OnDone(func(o relay.Outcome) {
+		record.Code, record.Duration = o.Code, o.Duration
+		if o.OriginHop {
+			record.Message = o.Message
+		}
+		if own {
+			p.own.forget(id)
+		}
+		p.metrics.End(*record)
+		p.access.Write(*record)
+	})
+	refuse := func(r *refused) {
+		if r.code == codes.Unauthenticated || r.code == codes.PermissionDenied {
+			record.Denied = r.reason
+			who := record.Caller
+			if who == "" {
+				who = from.stranger()
+			}
+			p.denials.Add(who, record.Method, r.reason, r.code, now)
+		}
+		c.Reject(r.code, r.message, idField)
+	}
+
+	v := p.view.Load()
+	var who credentials
+	if v != nil {
+		var no *refused
+		who, no = p.authenticate(c, from, v, now)
+		record.Caller = who.caller.ID
+		if no == nil {
+			no = authorize(v, c.Path(), who.caller)
+		}
+		if no != nil {
+			refuse(no)
+			return
+		}
+	} else if !healthMethod(c.Path()) {
+		refuse(&refused{codes.Unavailable, "no_snapshot", p.hop() + " is not ready: it has not heard from core yet what it may let through"})
+		return
+	}
+
+	back := func(header []relay.Field) []relay.Field { return append(header, idField) }
+	if own {
+		p.own.serve(c, who.caller, id, back, refuse)
+		return
+	}
+	p.toCore(c, towardsCore(c.Header(), from, who.claim, idField), back, refuse, 0)
+}
+
+// authorize decides by the policy in force. The claim about a certificate is
+// this proxy's own, so its word counts where a grant names it.
+func authorize(v *view, path string, caller policy.Caller) *refused {
+	d := v.policy.Decide(path, caller)
+	if d.Allowed {
+		return nil
+	}
+	return &refused{d.Code, d.Reason, d.Message}
+}
+
+// toCore relays the call on the least busy link to core.
+func (p *proxy) toCore(c *relay.Call, header []relay.Field, back func([]relay.Field) []relay.Field, refuse func(*refused), tries int) {
+	for ; tries < maxTries; tries++ {
+		conn := p.links.Pick()
+		if conn == nil {
+			break
+		}
+		next := tries + 1
+		err := c.Forward(conn, header, relay.ForwardOptions{
+			ResponseHeader: back,
+			Retry:          func(error) { p.toCore(c, header, back, refuse, next) },
+		})
+		if err == nil {
+			return
+		}
+	}
+	refuse(&refused{codes.Unavailable, "no_link", p.hop() + ": core is not connected, try again later"})
+}
+
+// towardsCore is the header core gets: the caller's own, less what only
+// components may say (the engine dropped that), and what this proxy says of
+// the caller.
+func towardsCore(in []relay.Field, from *client, claim string, id relay.Field) []relay.Field {
+	out := make([]relay.Field, 0, len(in)+3)
+	for _, f := range in {
+		if f.Name == "authorization" {
+			f.Sensitive = true
+		}
+		out = append(out, f)
+	}
+	out = append(out, id)
+	if from.name != "" {
+		out = append(out, relay.Field{Name: relay.HeaderSource, Value: from.name})
+	}
+	if claim != "" {
+		out = append(out, relay.Field{Name: relay.HeaderClientCert, Value: claim})
+	}
+	return out
+}

@@ -1,0 +1,128 @@
+package proxy
+
+import (
+	"crypto/x509"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"sallyport/acme/pki"
+	"sallyport/roles/link"
+	"sallyport/roles/policy"
+	"sallyport/roles/relay"
+)
+
+// client is who is at the other end of a public connection, as far as the
+// handshake tells.
+type client struct {
+	source netip.AddrPort
+	name   string              // source as components tell each other: the bare address
+	chain  []*x509.Certificate // the client certificate it proved to hold, or nil
+	judged atomic.Pointer[judgement]
+}
+
+// judgement is what a view says of a client's certificate. It is made once per
+// view and connection and used by every call, until a certificate expires.
+type judgement struct {
+	view    *view
+	until   time.Time
+	id      string
+	claim   string // for core
+	refusal *pki.Refusal
+}
+
+func newClient(source netip.AddrPort, chain []*x509.Certificate) *client {
+	c := &client{source: source, chain: chain}
+	if source.IsValid() {
+		c.name = source.Addr().String()
+	}
+	return c
+}
+
+// stranger is how a client without an identity is counted.
+func (c *client) stranger() string {
+	if !c.source.IsValid() {
+		return "unknown source"
+	}
+	return link.SourcePrefix(c.source.Addr()).String()
+}
+
+// certificate judges the client's certificate by v.
+func (c *client) certificate(v *view, now time.Time) *judgement {
+	if j := c.judged.Load(); j != nil && j.view == v && now.Before(j.until) {
+		return j
+	}
+	j := &judgement{view: v, until: now.Add(time.Hour)}
+	for _, cert := range c.chain {
+		for _, t := range [2]time.Time{cert.NotBefore, cert.NotAfter} {
+			if now.Before(t) && t.Before(j.until) {
+				j.until = t
+			}
+		}
+	}
+	id, err := v.callers.Caller(c.chain)
+	if err != nil {
+		if r, ok := pki.AsRefusal(err); ok {
+			j.refusal = r
+		} else {
+			why := pki.Explain(err)
+			j.refusal = &why
+		}
+	} else {
+		j.id = id.String()
+		j.claim = policy.EncodeClaim(policy.Claim{ID: j.id})
+	}
+	c.judged.Store(j)
+	return j
+}
+
+// credentials is what authentication found out about one call.
+type credentials struct {
+	caller policy.Caller
+	claim  string // what core is told of the certificate
+}
+
+// refused says why a call goes no further.
+type refused struct {
+	code    codes.Code
+	reason  string // stable, snake_case
+	message string // to the caller
+}
+
+// authenticate finds out who calls. Bad credentials are refused, also where
+// none are needed. A caller with a certificate and an API key is the key's
+// owner; both have to be good.
+func (p *proxy) authenticate(call *relay.Call, c *client, v *view, now time.Time) (credentials, *refused) {
+	var out credentials
+	if len(c.chain) > 0 {
+		j := c.certificate(v, now)
+		if j.refusal != nil {
+			return out, &refused{codes.Unauthenticated, "certificate_" + j.refusal.Code, "client certificate: " + j.refusal.Error()}
+		}
+		out.claim = j.claim
+		out.caller = policy.Claim{ID: j.id}.CallerVia(p.name())
+	}
+	authorization, n := "", 0
+	for _, f := range call.Header() {
+		if f.Name == "authorization" {
+			authorization = f.Value
+			n++
+		}
+	}
+	switch {
+	case n == 0:
+		return out, nil
+	case n > 1:
+		return out, &refused{codes.Unauthenticated, "many_authorizations", "the call carries more than one authorization header: send one"}
+	case authorization == "":
+		return out, &refused{codes.Unauthenticated, "empty_authorization", "the authorization header is empty: send 'Bearer ' and an API key, or leave it out"}
+	}
+	caller, no := v.keys.Lookup(authorization, now)
+	if no != nil {
+		return out, &refused{codes.Unauthenticated, no.GetCode(), no.GetCause()}
+	}
+	out.caller = caller
+	return out, nil
+}

@@ -1,0 +1,164 @@
+package proxy
+
+import (
+	"context"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+)
+
+const (
+	serving        = healthpb.HealthCheckResponse_SERVING
+	notServing     = healthpb.HealthCheckResponse_NOT_SERVING
+	serviceUnknown = healthpb.HealthCheckResponse_SERVICE_UNKNOWN
+)
+
+// health answers the standard health service at the edge. It needs no
+// credentials: "" is this proxy, a service is available when this proxy is
+// ready and some gateway can serve it. List names only what the caller may
+// call, as reflection does.
+type health struct {
+	healthpb.UnimplementedHealthServer
+	own *ownServices
+}
+
+// Check answers once.
+func (h *health) Check(_ context.Context, in *healthpb.HealthCheckRequest) (*healthpb.HealthCheckResponse, error) {
+	s := h.own.proxy.statusOf(in.GetService())
+	if s == serviceUnknown {
+		return nil, status.Error(codes.NotFound, "unknown service")
+	}
+	return &healthpb.HealthCheckResponse{Status: s}, nil
+}
+
+// List answers for the proxy and every service that the caller may call.
+func (h *health) List(ctx context.Context, _ *healthpb.HealthListRequest) (*healthpb.HealthListResponse, error) {
+	out := &healthpb.HealthListResponse{Statuses: map[string]*healthpb.HealthCheckResponse{"": {Status: h.own.proxy.statusOf("")}}}
+	for _, name := range h.own.look(ctx)().names() {
+		if s := h.own.proxy.statusOf(name); s != serviceUnknown {
+			out.Statuses[name] = &healthpb.HealthCheckResponse{Status: s}
+		}
+	}
+	return out, nil
+}
+
+// Watch answers now and whenever the answer changes.
+func (h *health) Watch(in *healthpb.HealthCheckRequest, stream grpc.ServerStreamingServer[healthpb.HealthCheckResponse]) error {
+	return h.own.proxy.watch(in.GetService(), stream)
+}
+
+func (p *proxy) watch(service string, stream grpc.ServerStreamingServer[healthpb.HealthCheckResponse]) error {
+	last := healthpb.HealthCheckResponse_ServingStatus(-1)
+	for {
+		changed := p.state.wait()
+		if s := p.statusOf(service); s != last {
+			last = s
+			if err := stream.Send(&healthpb.HealthCheckResponse{Status: s}); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-changed:
+		case <-stream.Context().Done():
+			return status.FromContextError(stream.Context().Err()).Err()
+		}
+	}
+}
+
+// statusOf is what the health service says of a service now.
+func (p *proxy) statusOf(service string) healthpb.HealthCheckResponse_ServingStatus {
+	ready := p.state.problem() == nil
+	if service == "" || ownService("/"+service+"/") {
+		if ready {
+			return serving
+		}
+		return notServing
+	}
+	v := p.view.Load()
+	if v == nil {
+		return serviceUnknown
+	}
+	available, known := v.services[service]
+	switch {
+	case !known:
+		return serviceUnknown
+	case available && ready:
+		return serving
+	}
+	return notServing
+}
+
+// readiness knows why the proxy is not ready, and tells who waits for a change.
+type readiness struct {
+	find func() error    // looks for the first problem there is
+	tell func(err error) // hears every change
+
+	mu      sync.Mutex // guards what follows
+	current error
+	told    bool
+	next    chan struct{} // closed at the next change
+}
+
+// changed looks again. It is called after every event that may matter.
+func (r *readiness) changed() {
+	err := r.find()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	news := !r.told || (err == nil) != (r.current == nil) || err != nil && err.Error() != r.current.Error()
+	r.current, r.told = err, true
+	if news && r.tell != nil {
+		r.tell(err) // in order, hence under the lock
+	}
+	if r.next != nil {
+		close(r.next)
+		r.next = nil
+	}
+}
+
+// problem is why the proxy is not ready, nil if it is.
+func (r *readiness) problem() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.current
+}
+
+// wait returns a channel that is closed at the next change.
+func (r *readiness) wait() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.next == nil {
+		r.next = make(chan struct{})
+	}
+	return r.next
+}
+
+// portHealth answers on ALPN h2 of the component port: whether the proxy is
+// ready, and nothing about services.
+type portHealth struct {
+	healthpb.UnimplementedHealthServer
+	proxy *proxy
+}
+
+// Check answers for the proxy as a whole.
+func (h *portHealth) Check(_ context.Context, in *healthpb.HealthCheckRequest) (*healthpb.HealthCheckResponse, error) {
+	if in.GetService() != "" {
+		return nil, status.Error(codes.NotFound, "unknown service")
+	}
+	return &healthpb.HealthCheckResponse{Status: h.proxy.statusOf("")}, nil
+}
+
+// List lists the proxy alone.
+func (h *portHealth) List(context.Context, *healthpb.HealthListRequest) (*healthpb.HealthListResponse, error) {
+	return &healthpb.HealthListResponse{Statuses: map[string]*healthpb.HealthCheckResponse{"": {Status: h.proxy.statusOf("")}}}, nil
+}
+
+// Watch follows the proxy as a whole.
+func (h *portHealth) Watch(in *healthpb.HealthCheckRequest, stream grpc.ServerStreamingServer[healthpb.HealthCheckResponse]) error {
+	if in.GetService() != "" {
+		return status.Error(codes.NotFound, "unknown service")
+	}
+	return h.proxy.watch("", stream)
+}

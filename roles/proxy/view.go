@@ -1,0 +1,51 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+
+	"sallyport/acme/pki"
+	"sallyport/roles/control"
+	"sallyport/roles/policy"
+)
+
+// view is what a snapshot says to this proxy, ready for use. It is immutable;
+// calls and streams hold on to the one they began with only as long as one
+// decision takes.
+type view struct {
+	policy   *policy.Policy
+	keys     *policy.Keys
+	callers  *pki.Verifier   // of client certificates
+	services map[string]bool // served behind core: is it available
+	catalog  *catalog        // what reflection knows
+}
+
+// prepare reads the proxy's part of a snapshot. What it returns puts it in use.
+func (p *proxy) prepare(s *control.Snapshot) (func(), error) {
+	part := s.GetProxy()
+	if part == nil {
+		return nil, errors.New("the snapshot has no part for a proxy")
+	}
+	v := &view{services: make(map[string]bool, len(part.GetServices()))}
+	var err error
+	if v.policy, err = policy.Parse("policy of the snapshot", part.GetPolicy()); err != nil {
+		return nil, fmt.Errorf("policy of the snapshot: %w", err)
+	}
+	if v.keys, err = policy.KeysFromProto(part.GetApiKeys()); err != nil {
+		return nil, fmt.Errorf("API keys of the snapshot: %w", err)
+	}
+	for _, service := range part.GetServices() {
+		v.services[service.GetName()] = v.services[service.GetName()] || service.GetAvailable()
+	}
+	v.catalog = newCatalog(part.GetDescriptors())
+	return func() {
+		// The bundle and the revocations are in force by now.
+		components := p.self.Verifier()
+		v.callers = &pki.Verifier{TrustDomain: components.TrustDomain, Now: components.Now, Revoked: components.Revoked}
+		if b := p.self.Bundle(); b != nil {
+			v.callers.Anchors = b.CallerIntermediates
+		}
+		p.view.Store(v)
+		p.state.changed()
+	}, nil
+}
