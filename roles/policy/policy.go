@@ -1,34 +1,102 @@
 package policy
 
 import (
-	"crypto/sha256"
-	"errors"
-	"io"
 	"time"
 
 	"google.golang.org/grpc/codes"
-
-	"sallyport/roles/control"
 )
 
 // Policy is a policy file, compiled. It is immutable: a change is a new Policy.
-type Policy struct{ text []byte }
+type Policy struct {
+	text    []byte
+	rows    []*row       // of the file, and the built-in ones
+	treats  []*treatment // of the file
+	grants  []*grant     // of the file
+	entries []entry      // every pattern that occurs, in order of the patterns
+	index   matcher[*entry]
+	holders map[holderKey]*holder
+}
 
-// Parse reads a policy file. name is what error messages call it.
-func Parse(name string, text []byte) (*Policy, error) { return nil, errors.New("incomplete") }
+// entry is what holds for one pattern: the row and the treatment that are
+// most specific for it, each by its own rule.
+type entry struct {
+	pattern   string
+	row       *row // nil: denied
+	treatment Treatment
+}
+
+// row is a row of [methods].
+type row struct {
+	pattern string
+	needs   []string // any one is enough; none: closed
+	set     bits
+	public  bool
+	builtIn bool
+	held    bool // some grant gives one of them
+	line    int
+}
+
+// treatment is a row of [[method]].
+type treatment struct {
+	match string
+	Treatment
+	line int
+}
+
+// grant is a [[grant]].
+type grant struct {
+	key         holderKey
+	permissions []string
+	viaProxy    []string
+	viaGateway  []string
+	name        string // as decisions name it
+	line        int
+}
+
+// holderKey is a caller as the table knows one.
+type holderKey struct {
+	kind     CallerKind
+	id       string
+	clientCA string
+}
+
+// holder is what a caller holds, by the neighbour whose word there is of it.
+type holder struct {
+	direct   *holding            // needs nobody's word
+	proxies  map[string]*holding // by proxy
+	gateways map[string]*holding // by gateway
+}
+
+// holding is permissions and the grants that they come from.
+type holding struct {
+	permissions []string // sorted
+	set         bits
+	grants      []string
+}
+
+// bits is a set of permissions, numbered by Parse.
+type bits []uint64
+
+func (b bits) has(i int) bool { return i/64 < len(b) && b[i/64]&(1<<(i%64)) != 0 }
+
+func (b *bits) add(i int) {
+	for len(*b) <= i/64 {
+		*b = append(*b, 0)
+	}
+	(*b)[i/64] |= 1 << (i % 64)
+}
+
+func (b bits) meets(c bits) bool {
+	for i := range min(len(b), len(c)) {
+		if b[i]&c[i] != 0 {
+			return true
+		}
+	}
+	return false
+}
 
 // Text is the file as it was parsed.
 func (p *Policy) Text() []byte { return p.text }
-
-// Method is a full method name in its two parts.
-type Method struct {
-	Service string // acme.orders.v1.Orders
-	Name    string // Get
-}
-
-// ParseMethod splits /[package.]Service/Method. It is strict, byte by byte,
-// and allocates nothing: whatever it accepts has one spelling.
-func ParseMethod(path string) (Method, bool) { return Method{}, false }
 
 // CallerKind is how a caller is known.
 type CallerKind uint8
@@ -56,10 +124,10 @@ type Caller struct {
 type Decision struct {
 	Allowed     bool
 	Code        codes.Code // OK when allowed
-	Reason      string     // stable, lower_snake_case
+	Reason      string     // stable: one of the Reason constants
 	Message     string     // to the caller; says nothing of the table
 	Row         string     // the row that decided, empty for none
-	Grants      []string   // the caller's grants that count here
+	Grants      []string   // the caller's grants that count here; shared, not to be changed
 	Permissions []string   // what the caller holds, sorted; shared, not to be changed
 	Treatment   Treatment
 }
@@ -71,116 +139,100 @@ type Treatment struct {
 	MaxDeadline          time.Duration // 0: no cap
 }
 
-// Decide answers one call.
-func (p *Policy) Decide(path string, c Caller) Decision { return Decision{Code: codes.Unimplemented} }
+// Why a call was allowed or denied.
+const (
+	ReasonPublic        = "public"            // the row is public
+	ReasonGranted       = "granted"           // the caller holds a permission that the row names
+	ReasonMalformed     = "malformed_method"  // the path is no method name
+	ReasonNoRow         = "no_row"            // nothing is said of the method
+	ReasonClosed        = "closed"            // the row names no permission
+	ReasonNoCredentials = "no_credentials"    // the caller sent none
+	ReasonNoPermission  = "no_permission"     // the caller holds none that the row names
+	ReasonNotBelieved   = "word_not_believed" // the caller has grants, none by the word of this neighbour
+)
 
-// Explanation is a decision with its grounds, for the operator.
-type Explanation struct {
-	Decision
-	BuiltIn  bool     // the row is ours and not in the file
-	Needs    []string // permissions, any one of which is enough
-	Holds    []string // permissions the caller holds
-	Deciding []string // the grants that decided, or that would if their via_… named the neighbour
+const (
+	messageMalformed = "malformed method name"
+	messageNobody    = "this method needs credentials: a client certificate, or the header authorization: Bearer with an API key"
+	messageDenied    = " may not call this method"
+)
+
+// Decide answers one call. It runs on the path of every call: it takes no
+// lock and allocates only the message of a denial.
+func (p *Policy) Decide(path string, c Caller) Decision {
+	if _, ok := ParseMethod(path); !ok {
+		return Decision{Code: codes.Unimplemented, Reason: ReasonMalformed, Message: messageMalformed}
+	}
+	var d Decision
+	var r *row
+	if e, ok := p.index.find(path); ok {
+		r, d.Treatment = e.row, e.treatment
+	}
+	held, known := p.holding(&c)
+	if held != nil {
+		d.Permissions, d.Grants = held.permissions, held.grants
+	} else if c.Kind == Token {
+		d.Permissions = c.Permissions
+	}
+	switch {
+	case r == nil:
+		d.Reason = ReasonNoRow
+	default:
+		d.Row = r.pattern
+		switch {
+		case r.public:
+			d.Reason = ReasonPublic
+		case held != nil && r.set.meets(held.set), c.Kind == Token && meet(r.needs, c.Permissions):
+			d.Reason = ReasonGranted
+		case len(r.needs) == 0:
+			d.Reason = ReasonClosed
+		case c.Kind == Anonymous:
+			d.Reason = ReasonNoCredentials
+		case known && held == nil:
+			d.Reason = ReasonNotBelieved
+		default:
+			d.Reason = ReasonNoPermission
+		}
+	}
+	if d.Reason == ReasonPublic || d.Reason == ReasonGranted {
+		d.Allowed = true
+		return d
+	}
+	if c.Kind == Anonymous {
+		d.Code, d.Message = codes.Unauthenticated, messageNobody
+		return d
+	}
+	d.Code, d.Message = codes.PermissionDenied, c.ID+messageDenied
+	return d
 }
 
-// Explain decides and says why.
-func (p *Policy) Explain(path string, c Caller) Explanation { return Explanation{} }
-
-// ServiceMethods is one announced service. Methods is empty when the service
-// was listed by hand; Service may then be a pattern ending in .*.
-type ServiceMethods struct {
-	Service string
-	Methods []string
+// holding is what a caller holds on the word of the neighbour that reports
+// it. known says that it would hold something on another's.
+func (p *Policy) holding(c *Caller) (h *holding, known bool) {
+	if c.Kind == Anonymous || c.Kind == Token {
+		return nil, false
+	}
+	of, ok := p.holders[holderKey{c.Kind, c.ID, c.ClientCA}]
+	switch {
+	case !ok:
+		return nil, false
+	case c.Kind != Certificate:
+		return of.direct, true
+	case c.ViaProxy != "":
+		return of.proxies[c.ViaProxy], true
+	case c.ViaGateway != "":
+		return of.gateways[c.ViaGateway], true
+	}
+	return nil, true
 }
 
-// Inventory is what a policy is compared with. A nil list is not compared.
-type Inventory struct {
-	Services    []ServiceMethods
-	TrustDomain string
-	Proxies     []string
-	Gateways    []string
-	APIKeys     []string
-}
-
-// Check compares the policy with the announced services. warnings are
-// sentences, denied lists announced methods without a row.
-func (p *Policy) Check(services []ServiceMethods) (warnings, denied []string) {
-	return p.CheckAll(Inventory{Services: services})
-}
-
-// CheckAll is Check that also knows who is there.
-func (p *Policy) CheckAll(inv Inventory) (warnings, denied []string) { return nil, nil }
-
-// RulesFor is the slice of the policy that a gateway with these services
-// needs to check calls by itself.
-func (p *Policy) RulesFor(services []string) []*control.MethodRule { return nil }
-
-// Rules is such a slice, compiled, at the gateway.
-type Rules struct{}
-
-// NewRules compiles what RulesFor made.
-func NewRules(rules []*control.MethodRule) (*Rules, error) { return &Rules{}, nil }
-
-// Match finds the most specific rule for a method.
-func (r *Rules) Match(path string) (Treatment, bool) { return Treatment{}, false }
-
-// Patterns is a set of method patterns: a gateway's --allow ceiling.
-type Patterns struct{}
-
-// ParsePatterns compiles patterns. None at all match everything: no ceiling.
-func ParsePatterns(patterns []string) (*Patterns, error) { return &Patterns{}, nil }
-
-// Match says whether a method is under the ceiling.
-func (p *Patterns) Match(path string) bool { return false }
-
-// Default is the policy of an installation that was given none. The health
-// service is open; with demo the built-in Echo and reflection are too.
-func Default(demo bool) *Policy { return &Policy{} }
-
-// Key is one API key as it is stored.
-type Key struct {
-	Name    string
-	SHA256  [sha256.Size]byte
-	Expires time.Time // zero: never
-}
-
-// Keys is an immutable set of API keys.
-type Keys struct{}
-
-// NewKeys makes a set.
-func NewKeys(keys []Key) *Keys { return &Keys{} }
-
-// KeysFromProto makes the set of a snapshot.
-func KeysFromProto(keys []*control.APIKey) (*Keys, error) { return &Keys{}, nil }
-
-// Lookup reads the raw value of an authorization header. An empty value is an
-// anonymous caller. A refusal is answered with UNAUTHENTICATED and its Cause,
-// also where the method is public.
-func (k *Keys) Lookup(authorization string, now time.Time) (Caller, *control.Refusal) {
-	return Caller{}, nil
-}
-
-// NewAPIKey makes the secret of an API key, and the prefix that it is
-// recognised by in lists.
-func NewAPIKey(rand io.Reader) (secret, prefix string, err error) { return "", "", nil }
-
-// HashAPIKey is what is stored of a secret. It is false for a text that is no
-// API key of ours.
-func HashAPIKey(secret string) ([sha256.Size]byte, bool) { return [32]byte{}, false }
-
-// Claim is what a proxy says of a client certificate that it verified.
-type Claim struct {
-	ID       string // spiffe://… or cn:NAME
-	ClientCA string // the foreign CA it was verified under; empty: ours
-}
-
-// EncodeClaim writes a claim as the value of a header between components.
-func EncodeClaim(c Claim) string { return "" }
-
-// ParseClaim reads what EncodeClaim wrote, and nothing else.
-func ParseClaim(s string) (Claim, error) { return Claim{}, errors.New("incomplete") }
-
-// CallerVia is the caller a claim names, on the word of a proxy.
-func (c Claim) CallerVia(proxy string) Caller {
-	return Caller{Kind: Certificate, ID: c.ID, ClientCA: c.ClientCA, ViaProxy: proxy}
+func meet(a, b []string) bool {
+	for _, x := range a {
+		for _, y := range b {
+			if x == y {
+				return true
+			}
+		}
+	}
+	return false
 }
