@@ -18,6 +18,16 @@ var groups = []kong.Group{
 	{Key: "keep", Title: "keep", Description: "settings and versions"},
 }
 
+// runGroups title the flags of running.
+var runGroups = []kong.Group{
+	{Key: "run", Title: "Every role"},
+	{Key: "core and proxy", Title: "Core and proxy"},
+	{Key: "core", Title: "Core"},
+	{Key: "proxy", Title: "Proxy"},
+	{Key: "proxy and gateway", Title: "Proxy and gateway"},
+	{Key: "gateway", Title: "Gateway"},
+}
+
 const topText = `Sallyport puts private gRPC services on the internet, and connects them to each other,
 without an inbound port into the private network: one binary, three roles, mutual TLS on every hop.
 

@@ -29,7 +29,7 @@ Every flag is also an environment variable (SALLYPORT_GRPC_ADDRESS) and a key of
 // runRoles is sallyport --role ROLE.
 func (c *cli) runRoles(args []string) error {
 	var flags configs.Flags
-	parser := c.parser(&flags, "sallyport", runHelp, kong.ExplicitGroups(nil))
+	parser := c.parser(&flags, "sallyport --role ROLE", runHelp, kong.ExplicitGroups(runGroups))
 	if _, err := parser.Parse(args); err != nil {
 		return c.runParseError(args, err)
 	}

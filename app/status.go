@@ -48,7 +48,7 @@ func (c *cli) status(st *control.StatusResponse) error {
 	}
 	fmt.Fprintf(c.out, "core %s of %s, up %s, gRPC on %s%s, %s, %d calls in flight\n\n", st.GetVersion(), st.GetTrustDomain(),
 		span(now.Sub(time.Unix(st.GetStartedUnix(), 0))), st.GetGrpcAddress(), advertised, policy, st.GetCallsInFlight())
-	t := c.table("COMPONENT", "STATE", "AT", "LAST SEEN", "RTT", "CLOCK", "CERTIFICATE", "POLICY", "CALLS", "WHY")
+	t := c.table("COMPONENT", "STATE", "AT", "LAST SEEN", "RTT", "CLOCK", "CERTIFICATE", "SNAPSHOT", "CALLS", "WHY")
 	for _, m := range st.GetComponents() {
 		at := m.GetObservedAddress()
 		if m.GetRole() == "proxy" {
