@@ -28,7 +28,7 @@ type Adoption struct {
 
 	// Issue makes the certificate and its chain (DER, leaf first). It runs
 	// inside the transaction: what it makes is stored, or nobody ever hears of
-	// it. It must not call methods of the store that write.
+	// it. It must not call the store, which waits for it.
 	Issue func(ComponentRecord) (CertificateRecord, [][]byte, error)
 }
 
@@ -146,7 +146,6 @@ func (t *tx) secondKey(token TokenRecord, a Adoption, open bool) error {
 			return err
 		}
 	}
-	t.changed, t.audited = true, true // the count of attempts needs no row of its own
 	t.verdict = bound
 	if !open {
 		t.verdict = fmt.Errorf("%w: it was used from %s at %s and its time is over", ErrTokenClosed, bound.Source, bound.At.Format(time.RFC3339))

@@ -12,7 +12,7 @@ import (
 )
 
 // migrate brings the schema to the version of this binary. Before each step of
-// a database that holds anything a copy is put beside it, named after the
+// a database that was there before, a copy is put beside it, named after the
 // version it has: core.db.v1.
 func (d *database) migrate(ctx context.Context) error {
 	steps, err := fs.Glob(d.kind.migrations, "*.sql") // sorted: 0001_first.sql is version 1
@@ -32,7 +32,7 @@ func (d *database) migrate(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if v > 0 {
+		if version > 0 {
 			if err := d.copyTo(ctx, fmt.Sprintf("%s.v%d", d.path, v)); err != nil {
 				return err
 			}

@@ -34,6 +34,7 @@ const (
 type ServiceRecord struct {
 	Service   string // full name, or a pattern ending in .* that was listed by hand
 	Gateway   string
+	Owner     string // the gateway, or of an instance its parent
 	State     string
 	Holder    string // who holds it, while waiting; empty when nobody does any more
 	Methods   []string
@@ -74,7 +75,7 @@ func overlap(a, b string) bool { return Covers(a, b) || Covers(b, a) }
 func scanService(row func(...any) error) (r ServiceRecord, err error) {
 	var methods string
 	var first int64
-	if err = row(&r.Service, &r.Gateway, &r.State, &methods, &first); err != nil {
+	if err = row(&r.Service, &r.Gateway, &r.Owner, &r.State, &methods, &first); err != nil {
 		return r, err
 	}
 	r.FirstSeen = moment(first)
@@ -82,7 +83,7 @@ func scanService(row func(...any) error) (r ServiceRecord, err error) {
 	return r, err
 }
 
-const selectServices = "SELECT service, gateway, state, methods, first_seen FROM services "
+const selectServices = "SELECT service, gateway, owner, state, methods, first_seen FROM services "
 
 // ObserveService is ObserveServices for one.
 func (c *Core) ObserveService(ctx context.Context, gateway, service string, methods []string) (ServiceRecord, error) {
@@ -146,7 +147,7 @@ func (t *tx) observeService(g ComponentRecord, a Announced) (ServiceRecord, erro
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return held, err
 	}
-	r := ServiceRecord{Service: a.Service, Gateway: g.Name, Methods: a.Methods, FirstSeen: held.FirstSeen}
+	r := ServiceRecord{Service: a.Service, Gateway: g.Name, Owner: owner(g), Methods: a.Methods, FirstSeen: held.FirstSeen}
 	if r.State, r.Holder, err = t.judge(g, a.Service); err != nil {
 		return r, err
 	}
@@ -156,7 +157,7 @@ func (t *tx) observeService(g ComponentRecord, a Announced) (ServiceRecord, erro
 	if r.FirstSeen.IsZero() {
 		r.FirstSeen = t.now.UTC()
 	}
-	return r, t.putService(g, r)
+	return r, t.putService(r)
 }
 
 func owner(g ComponentRecord) string {
@@ -166,10 +167,10 @@ func owner(g ComponentRecord) string {
 	return g.Name
 }
 
-func (t *tx) putService(g ComponentRecord, r ServiceRecord) error {
+func (t *tx) putService(r ServiceRecord) error {
 	_, err := t.exec(`INSERT INTO services (service, gateway, owner, state, methods, first_seen) VALUES (?, ?, ?, ?, ?, ?)
 		ON CONFLICT (service, gateway) DO UPDATE SET state = excluded.state, methods = excluded.methods, first_seen = excluded.first_seen`,
-		r.Service, g.Name, owner(g), r.State, text(r.Methods), nanos(r.FirstSeen))
+		r.Service, r.Gateway, r.Owner, r.State, text(r.Methods), nanos(r.FirstSeen))
 	return err
 }
 
@@ -216,7 +217,7 @@ func holderOf(ctx context.Context, from source, service, but string) (string, er
 	holds, err := all(ctx, from, func(row func(...any) error) (h hold, err error) {
 		err = row(&h.service, &h.owner)
 		return h, err
-	}, "SELECT DISTINCT service, owner FROM services WHERE state = 'routed' AND owner <> ? ORDER BY first_seen, owner", but)
+	}, "SELECT service, owner FROM services WHERE state = 'routed' AND owner <> ? GROUP BY service, owner ORDER BY min(first_seen), owner", but)
 	if err != nil {
 		return "", err
 	}
@@ -263,25 +264,26 @@ func (c *Core) AllowService(ctx context.Context, actor Actor, service, gateway s
 			return fmt.Errorf("gateway %s may serve %s and nothing else: run sallyport gateway set %s --serve %s to add this one",
 				gateway, strings.Join(g.Serve, ", "), owner(g), strings.Join(append(g.Serve, service), " --serve "))
 		}
-		n, err := t.exec("INSERT INTO service_permits (service, owner) VALUES (?, ?) ON CONFLICT DO NOTHING", service, owner(g))
+		r.Owner = owner(g)
+		fresh, err := t.exec("INSERT INTO service_permits (service, owner) VALUES (?, ?) ON CONFLICT DO NOTHING", service, r.Owner)
 		if err != nil {
 			return err
 		}
-		g.Name = owner(g)
-		if err := t.judgeAgain(g); err != nil {
-			return err
+		if fresh > 0 {
+			g.Name = r.Owner
+			if err := t.judgeAgain(g); err != nil {
+				return err
+			}
+			if err := t.audit("service.allow", "service/"+service, "gateway "+r.Owner); err != nil {
+				return err
+			}
 		}
-		switch held, err := one(ctx, t.sql, scanService, selectServices+"WHERE service = ? AND gateway = ?", service, gateway); {
-		case err == nil:
-			r = held
-		case !errors.Is(err, ErrNotFound):
-			return err
-		}
-		if n == 0 {
-			t.audited = true // it was allowed before
+		held, err := one(ctx, t.sql, scanService, selectServices+"WHERE service = ? AND gateway = ?", service, gateway)
+		if errors.Is(err, ErrNotFound) {
 			return nil
 		}
-		return t.audit("service.allow", "service/"+service, "gateway "+gateway)
+		r = held
+		return err
 	})
 	if err != nil {
 		return r, fmt.Errorf("allow service %s: %w", service, err)
@@ -294,7 +296,7 @@ func (c *Core) Services(ctx context.Context) ([]ServiceRecord, error) {
 	rows, err := all(ctx, c.db.reader, scanService, selectServices+"ORDER BY service, gateway")
 	for i := range rows {
 		if err == nil && rows[i].State == ServiceWaiting {
-			rows[i].Holder, err = holderOf(ctx, c.db.reader, rows[i].Service, rows[i].Gateway)
+			rows[i].Holder, err = holderOf(ctx, c.db.reader, rows[i].Service, rows[i].Owner)
 		}
 	}
 	if err != nil {

@@ -103,6 +103,7 @@ func OpenCore(path string) (*Core, error) {
 }
 
 // OpenMemoryCore is OpenCore on memory that nobody else sees and Close frees.
+// Its readers wait for the writer.
 func OpenMemoryCore() (*Core, error) {
 	db, err := openMemory(coreKind)
 	if err != nil {
