@@ -1,28 +1,52 @@
 package relay
 
 import (
+	"errors"
 	"net"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/codes"
 )
 
 // Call is one request and what became of it.
-type Call struct{}
+type Call struct {
+	in        stream // guarded by its connection
+	first     stream // what the first Forward opens
+	path      string
+	authority string
+	header    []Field
+	timeout   time.Duration // -1 without
+	started   time.Time
+	up, down  atomic.Int64
+
+	mu       sync.Mutex // guards what follows
+	out      *stream
+	o        ForwardOptions
+	tries    int
+	body     *buffer // what the caller has sent, while it may have to be sent (again)
+	bodyEnd  bool
+	trailers []Field // of the request
+	serving  *batch  // the reader's, while ServeCall runs
+	answered bool    // a response header has gone to the caller
+	done     bool
+	outcome  *Outcome
+	onDone   func(Outcome)
+}
 
 // ForwardOptions say how a call is passed on.
 type ForwardOptions struct {
 	Path      string // instead of the caller's
 	Authority string // instead of the caller's
 	// Retry is called when the peer refused the call without having looked at
-	// it, or the connection ended before it answered with anything, while every
-	// byte of the request is still held: Forward again, or Reject. Nil: the
-	// caller gets UNAVAILABLE.
+	// it while every byte of the request is still held: Forward again, or
+	// Reject. Nil: the caller gets UNAVAILABLE.
 	Retry func(reason error)
 	// ResponseHeader and ResponseTrailer may rewrite what goes back to the
 	// caller, after sallyport-* has been dropped. A response that consists of
 	// trailers only passes through ResponseHeader alone. They run on reader
-	// goroutines and must not block.
+	// goroutines and must neither block nor keep the slice.
 	ResponseHeader, ResponseTrailer func([]Field) []Field
 }
 
@@ -31,51 +55,284 @@ type Outcome struct {
 	Code      codes.Code
 	Message   string
 	OriginHop bool   // this hop made the status; otherwise it came from beyond
-	Reason    string // stable snake_case: "ok", "status", "rejected", "canceled", "deadline", "link_lost", "refused", "malformed", "overflow", …
+	Reason    string // stable snake_case: "ok", "status", "rejected", "canceled", "deadline", "lost", "refused", "malformed", "overflow", "stalled", "violation"
 	Duration  time.Duration
 	BytesUp   int64
 	BytesDown int64
 }
 
 // Path is the method's path, /package.Service/Method.
-func (c *Call) Path() string { return "" }
+func (c *Call) Path() string { return c.path }
 
 // Authority is the caller's :authority.
-func (c *Call) Authority() string { return "" }
+func (c *Call) Authority() string { return c.authority }
 
 // Header is the request's fields without pseudo-headers, names in lower case,
 // after the common rules. It must not be changed in place.
-func (c *Call) Header() []Field { return nil }
+func (c *Call) Header() []Field { return c.header }
 
 // Get is the first value of the named field, or "".
-func (c *Call) Get(name string) string { return "" }
+func (c *Call) Get(name string) string {
+	for i := range c.header {
+		if c.header[i].Name == name {
+			return c.header[i].Value
+		}
+	}
+	return ""
+}
 
 // Timeout is the grpc-timeout of the request.
-func (c *Call) Timeout() (time.Duration, bool) { return 0, false }
+func (c *Call) Timeout() (time.Duration, bool) { return max(c.timeout, 0), c.timeout >= 0 }
 
 // Peer is the value that was attached to the call's connection.
-func (c *Call) Peer() any { return nil }
+func (c *Call) Peer() any { return c.in.c.peer }
 
 // Conn is the connection on which the call came.
-func (c *Call) Conn() *Conn { return nil }
+func (c *Call) Conn() *Conn { return c.in.c }
 
 // RemoteAddr is the address of whoever sent the call.
-func (c *Call) RemoteAddr() net.Addr { return nil }
+func (c *Call) RemoteAddr() net.Addr { return c.in.c.RemoteAddr() }
 
 // Started is when the call's header arrived.
-func (c *Call) Started() time.Time { return time.Time{} }
+func (c *Call) Started() time.Time { return c.started }
+
+// OnDone registers f to be called exactly once, when the call has ended. It
+// replaces an earlier one. f must not block.
+func (c *Call) OnDone(f func(Outcome)) {
+	c.mu.Lock()
+	outcome := c.outcome
+	if outcome == nil {
+		c.onDone = f
+	}
+	c.mu.Unlock()
+	if outcome != nil {
+		f(*outcome)
+	}
+}
+
+var errForwarded = errors.New("the call has been forwarded already")
+
+// maxTries bounds how often one call is sent.
+const maxTries = 8
 
 // Forward opens a stream on to and pairs it with the call. header is the fields
 // to send, without pseudo-headers; te is written by the engine. It returns
 // ErrNotAccepting, with nothing done, when to takes no more streams, and nil
 // when the call has meanwhile ended.
-func (c *Call) Forward(to *Conn, header []Field, o ForwardOptions) error { return nil }
+func (c *Call) Forward(to *Conn, header []Field, o ForwardOptions) error {
+	var own batch
+	err := c.forward(to, header, o, &own)
+	own.run()
+	return err
+}
+
+func (c *Call) forward(to *Conn, header []Field, o ForwardOptions, b *batch) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.done {
+		return nil
+	}
+	if c.out != nil {
+		return errForwarded
+	}
+	if c.serving != nil {
+		b = c.serving
+	}
+	s := &c.first
+	if c.tries > 0 {
+		s = new(stream)
+	}
+	path, authority := c.path, c.authority
+	if o.Path != "" {
+		path = o.Path
+	}
+	if o.Authority != "" {
+		authority = o.Authority
+	}
+	to.mu.Lock()
+	if !to.opening() {
+		to.mu.Unlock()
+		return ErrNotAccepting
+	}
+	*s = stream{c: to, call: c, src: &c.in, length: -1, onHeader: o.ResponseHeader, onTrailer: o.ResponseTrailer}
+	bare := c.bodyEnd && c.body == nil && c.trailers == nil
+	if !to.open1(s, path, authority, header, bare, b) {
+		to.mu.Unlock()
+		return ErrNotAccepting
+	}
+	if c.body != nil {
+		to.sendData(s, c.body.rest(), c.bodyEnd && c.trailers == nil, b)
+	} else if c.bodyEnd && !bare && c.trailers == nil {
+		to.sendData(s, nil, true, b)
+	}
+	if c.trailers != nil {
+		to.sendTrailers(s, c.trailers, b)
+	}
+	to.mu.Unlock()
+	c.out, c.o = s, o
+	c.tries++
+	if o.Retry == nil || c.body != nil && c.body.len() > heldMax {
+		c.freeBody()
+	} else if c.body == nil && !c.bodyEnd {
+		c.body = getBuffer()
+	}
+	return nil
+}
+
+// freeBody gives up the means to send the request again. c.mu is held.
+func (c *Call) freeBody() {
+	if c.body != nil {
+		c.in.c.budget.used.Add(-int64(c.body.len()))
+		c.in.c.m.Buffered.Add(-int64(c.body.len()))
+		putBuffer(c.body)
+		c.body = nil
+	}
+}
+
+// keep appends to the held request. c.mu is held.
+func (c *Call) keep(p []byte) {
+	if c.body == nil {
+		c.body = getBuffer()
+	}
+	c.body.push(p)
+	c.in.c.budget.used.Add(int64(len(p)))
+	c.in.c.m.Buffered.Add(int64(len(p)))
+}
+
+// requestData is DATA from the caller.
+func (c *Call) requestData(p []byte, end bool, b *batch) {
+	c.up.Add(int64(len(p)))
+	c.mu.Lock()
+	if c.done {
+		c.mu.Unlock()
+		return
+	}
+	c.bodyEnd = c.bodyEnd || end
+	out := c.out
+	if out == nil || c.body != nil {
+		if out != nil && c.body.len()+len(p) > heldMax {
+			c.freeBody()
+		} else if len(p) > 0 {
+			c.keep(p)
+		}
+	}
+	var over bool
+	if out != nil {
+		out.c.mu.Lock()
+		over = out.c.sendData(out, p, end, b)
+		out.c.mu.Unlock()
+	} else {
+		over = c.in.c.budget.used.Load() > 2*c.in.c.budget.limit
+	}
+	c.mu.Unlock()
+	if over {
+		c.overflow("the request waits for a service that does not read it", b)
+	}
+}
+
+// requestTrailers are the last HEADERS of a request. gRPC has none; what comes
+// in at an edge goes no further.
+func (c *Call) requestTrailers(fields []Field, end bool, b *batch) error {
+	if !end {
+		return streamErr(codeProtocol, "HEADERS inside a request without END_STREAM")
+	}
+	if err := checkTrailers(fields); err != nil {
+		return err
+	}
+	if c.in.c.edge {
+		fields = nil
+	}
+	fields = dropOurs(fields)
+	if len(fields) == 0 {
+		c.requestData(nil, true, b)
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.done {
+		return nil
+	}
+	c.bodyEnd, c.trailers = true, fields
+	if out := c.out; out != nil {
+		out.c.mu.Lock()
+		out.c.sendTrailers(out, fields, b)
+		out.c.mu.Unlock()
+	}
+	return nil
+}
 
 // Reject ends the call with a status of our own, in trailers-only form while no
 // response header has been sent. After Forward it also cancels the far side. A
 // call that has ended is left alone.
-func (c *Call) Reject(code codes.Code, message string, extra ...Field) {}
+func (c *Call) Reject(code codes.Code, message string, extra ...Field) {
+	var own batch
+	c.reject(Outcome{Code: code, Message: message, Reason: "rejected"}, extra, &own)
+	own.run()
+}
 
-// OnDone registers f to be called exactly once, when the call has ended. It
-// replaces an earlier one. f must not block.
-func (c *Call) OnDone(f func(Outcome)) {}
+// reject ends the call with a status of ours, and cancels the far side.
+func (c *Call) reject(o Outcome, extra []Field, b *batch) {
+	c.mu.Lock()
+	if c.done {
+		c.mu.Unlock()
+		return
+	}
+	if c.serving != nil {
+		b = c.serving
+	}
+	c.done = true
+	out := c.out
+	c.answer(o, extra, false, b)
+	c.mu.Unlock()
+	if out != nil {
+		out.c.reset(out, codeCancel, b)
+	}
+	o.OriginHop = true
+	c.finish(o)
+}
+
+// answer writes a status to the caller: behind what is queued for it, or, unless
+// keep is set, instead of that. c.mu is held.
+func (c *Call) answer(o Outcome, extra []Field, keep bool, b *batch) {
+	c.freeBody()
+	fields := statusFields(!c.answered, o.Code, o.Message, extra)
+	in := &c.in
+	in.c.mu.Lock()
+	if !in.gone && !in.sentEnd {
+		if !keep {
+			in.c.dropQueue(in)
+		}
+		in.end = false
+		in.c.sendTrailers(in, fields, b)
+	}
+	in.c.mu.Unlock()
+	c.answered = true
+}
+
+// overflow ends a call for which more bytes wait than the budgets allow.
+func (c *Call) overflow(what string, b *batch) {
+	m := c.in.c.m
+	m.Overflows.Add(1)
+	c.reject(Outcome{Code: codes.ResourceExhausted, Message: c.in.c.hop + ": out of buffer space: " + what, Reason: "overflow"}, nil, b)
+}
+
+// finish reports the outcome, once; whoever set done calls it, without locks.
+func (c *Call) finish(o Outcome) {
+	o.Duration = time.Since(c.started)
+	o.BytesUp, o.BytesDown = c.up.Load(), c.down.Load()
+	m := c.in.c.m
+	m.CallsOpen.Add(-1)
+	m.BytesUp.Add(o.BytesUp)
+	m.BytesDown.Add(o.BytesDown)
+	if o.Reason == "rejected" {
+		m.Rejected.Add(1)
+	}
+	c.mu.Lock()
+	c.outcome = &o
+	f := c.onDone
+	c.onDone = nil
+	c.mu.Unlock()
+	if f != nil {
+		f(o)
+	}
+}

@@ -2,9 +2,14 @@ package relay
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"net"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -13,7 +18,7 @@ import (
 type Options struct {
 	Limits  Limits
 	Metrics *Metrics     // nil: counted nowhere
-	Budget  *Budget      // nil: the process's own, see DefaultBudget
+	Budget  *Budget      // nil: DefaultBudget
 	Log     *slog.Logger // nil: nothing is logged
 	Hop     string       // who we are, as callers read it in errors: "edge", "core", "gateway orders-1"
 	Remote  string       // what is at the other end, as callers read it: "link to gateway orders-1", "upstream orders"
@@ -44,47 +49,353 @@ var (
 )
 
 // Conn is one HTTP/2 connection, either end of it.
-type Conn struct{}
+//
+// Its reader is the goroutine that called Run. Locks: a call's mutex may be held
+// while a connection's is taken, never the other way round, and no goroutine
+// holds two of one kind.
+type Conn struct {
+	nc      net.Conn
+	bottom  net.Conn // the transport under nc
+	sock    *socket  // the transport if it is one of ours
+	tls     *tls.Conn
+	client  bool
+	edge    bool
+	scheme  string
+	hop     string
+	remote  string
+	lim     Limits
+	m       *Metrics
+	budget  *Budget
+	log     *slog.Logger
+	handler Handler
+	peer    any
+
+	// reader only
+	rb         *[]byte
+	rr, rw     int
+	rbatch     batch
+	dec        *headerDecoder
+	block      headerBlock
+	scratch    []Field // of a response
+	recvWindow int64
+	rates      rates
+	gotFirst   bool // the peer's first SETTINGS
+
+	lastRead atomic.Int64 // unix nanoseconds
+	open     atomic.Int64 // streams open or waiting for a place
+	calm     atomic.Int64 // frames that account for PING and WINDOW_UPDATE of the peer
+
+	mu            sync.Mutex // guards what follows; never held while anything blocks
+	wbuf          *buffer
+	dirty         bool // somebody will flush
+	writing       bool // somebody is flushing
+	stuck         int64
+	enc           headerEncoder
+	streams       map[uint32]*stream
+	recent        closedRing
+	ready         ready
+	waiting       []*stream // client: streams that wait for a place
+	nextID        uint32    // client: the next stream
+	lastID        uint32    // server: the highest stream the peer opened
+	sendWindow    int64
+	queued        int64 // bytes in all streams' queues
+	progress      int64 // when bytes last left a queue
+	idleSince     int64
+	begun         int64
+	peerInitial   int64
+	peerMaxFrame  uint32
+	peerMaxStream uint32
+	peerMaxList   uint32
+	maxStreamsSet bool
+	goAwayWhy     errCode
+	running       bool
+	draining      bool   // we asked the peer to stop, or will open nothing more
+	goneAway      bool   // the peer asked us to stop
+	finalLast     uint32 // server: what our last GOAWAY said
+	finalSent     bool
+	finish        bool // close once everything is written
+	finished      bool
+	flooded       bool // the backlog is over its limit
+	dead          bool // Run is over
+	aborted       bool
+	why           error // the first cause of the end
+	timers        timers
+	pings         pings
+
+	ready1  chan struct{} // closed: Ready
+	done    chan struct{}
+	flushed chan struct{}
+	writers sync.WaitGroup
+}
 
 // NewServer makes the end that receives requests: of clients, and on links that
 // we dialled.
-func NewServer(nc net.Conn, o *Options, h Handler) *Conn { return &Conn{} }
+func NewServer(nc net.Conn, o *Options, h Handler) *Conn {
+	c := newConn(nc, o)
+	c.handler, c.edge = h, o.Edge
+	if o.Edge {
+		c.lim = o.Limits.or(EdgeLimits())
+	} else {
+		c.lim = o.Limits.or(LinkLimits())
+	}
+	c.adjust()
+	return c
+}
 
 // NewClient makes the end that opens streams: towards upstreams, and on links
 // that we accepted.
-func NewClient(nc net.Conn, o *Options) *Conn { return &Conn{} }
+func NewClient(nc net.Conn, o *Options) *Conn {
+	c := newConn(nc, o)
+	c.client, c.nextID = true, 1
+	c.lim = o.Limits.or(UpstreamLimits())
+	c.adjust()
+	return c
+}
+
+func newConn(nc net.Conn, o *Options) *Conn {
+	c := &Conn{
+		nc: nc, bottom: transport(nc), sock: socketUnder(nc),
+		hop: o.Hop, remote: o.Remote, m: o.Metrics, budget: o.Budget, log: o.Log,
+		streams:    make(map[uint32]*stream),
+		sendWindow: defaultWindow, peerInitial: defaultWindow, peerMaxFrame: minFrameSize, peerMaxStream: 100,
+		ready1: make(chan struct{}), done: make(chan struct{}), flushed: make(chan struct{}),
+	}
+	c.tls, _ = nc.(*tls.Conn)
+	c.scheme = "http"
+	if secured(nc) {
+		c.scheme = "https"
+	}
+	if c.m == nil {
+		c.m = new(Metrics)
+	}
+	if c.budget == nil {
+		c.budget = DefaultBudget
+	}
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
+	}
+	if c.hop == "" {
+		c.hop = "relay"
+	}
+	if c.remote == "" {
+		c.remote = "the connection"
+		if a := nc.RemoteAddr(); a != nil {
+			c.remote = "the connection to " + a.String()
+		}
+	}
+	return c
+}
+
+func (c *Conn) adjust() {
+	c.lim.StreamWindow = min(max(c.lim.StreamWindow, defaultWindow), maxWindow)
+	c.lim.ConnWindow = min(max(c.lim.ConnWindow, defaultWindow), maxWindow)
+	c.recvWindow = int64(c.lim.ConnWindow)
+	c.dec = newHeaderDecoder(c.lim.HeaderTable, c.lim.HeaderList)
+	c.timers.conn = c
+}
 
 // Run speaks on the connection until it ends, and returns why, in words. It must
 // be called exactly once. When ctx ends the connection is closed.
-func (c *Conn) Run(ctx context.Context) error { return nil }
+func (c *Conn) Run(ctx context.Context) error {
+	c.m.Conns.Add(1)
+	c.m.ConnsOpen.Add(1)
+	defer c.m.ConnsOpen.Add(-1)
+	c.mu.Lock()
+	c.running = true
+	if c.why != nil {
+		c.mu.Unlock()
+		return c.end(nil)
+	}
+	c.mu.Unlock()
+	if t := c.tls; t != nil && !t.ConnectionState().HandshakeComplete {
+		if err := t.HandshakeContext(ctx); err != nil {
+			return c.end(fmt.Errorf("TLS handshake: %w", err))
+		}
+	}
+	if c.sock != nil {
+		c.sock.own()
+	}
+	closing := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(closing)
+		c.Close(context.Cause(ctx))
+	})
+	c.hello()
+	err := c.readLoop()
+	err = c.end(err)
+	if !stop() {
+		<-closing
+	}
+	return err
+}
 
-// Drain ends the connection without losing a call.
-func (c *Conn) Drain() {}
+// hello sends our preface and settings.
+func (c *Conn) hello() {
+	var b batch
+	c.mu.Lock()
+	c.begun = time.Now().UnixNano()
+	c.idleSince = c.begun
+	c.lastRead.Store(c.begun)
+	w := c.wb(&b)
+	list := []setting{{settingInitialWindow, c.lim.StreamWindow}, {settingMaxHeaderList, c.lim.HeaderList}}
+	if c.client {
+		w.b = append(w.b, preface...)
+		list = append(list, setting{settingEnablePush, 0})
+	} else {
+		list = append(list, setting{settingMaxStreams, c.lim.Streams})
+	}
+	if c.lim.HeaderTable != 4096 {
+		list = append(list, setting{settingHeaderTable, c.lim.HeaderTable})
+	}
+	w.b = appendSettings(w.b, list...)
+	if d := c.lim.ConnWindow - defaultWindow; d > 0 {
+		w.b = appendWindowUpdate(w.b, 0, d)
+	}
+	c.arm(c.lim.FirstFrame)
+	c.mu.Unlock()
+	b.run()
+}
+
+// end takes the connection down after its reader stopped because of err, and
+// settles every call on it.
+func (c *Conn) end(err error) error {
+	c.mu.Lock()
+	if c.why == nil {
+		c.why = err
+	}
+	why := c.why
+	said := c.finish
+	c.mu.Unlock()
+
+	var b batch
+	code, text := codeNo, ""
+	if ce := (*connError)(nil); errors.As(why, &ce) {
+		code, text, said = ce.code, ce.text, true
+		c.log.Debug("connection ended", "remote", c.remote, "error", why)
+	} else if said && why != nil {
+		text = why.Error()
+	}
+	why = c.explain(why)
+	c.settleCalls(why, &b)
+	if said {
+		c.farewell(code, text, &b)
+	}
+	b.run()
+	if said {
+		c.linger()
+	}
+	c.mu.Lock()
+	c.dead = true
+	c.timers.stop()
+	c.abort(why)
+	c.mu.Unlock()
+	_ = c.nc.Close()
+	c.writers.Wait()
+	c.mu.Lock()
+	if c.wbuf != nil {
+		putBuffer(c.wbuf)
+		c.wbuf = nil
+	}
+	for _, s := range c.streams {
+		c.remove(s, closedUnknown, &b)
+	}
+	c.mu.Unlock()
+	b.run()
+	if c.rb != nil {
+		readBuffers.Put(c.rb)
+		c.rb = nil
+	}
+	close(c.done)
+	return why
+}
+
+// linger lets the last words be written and read: a socket closed with unread
+// bytes would take them back.
+func (c *Conn) linger() {
+	c.mu.Lock()
+	if c.aborted {
+		c.mu.Unlock()
+		return
+	}
+	c.finish = true
+	var b batch
+	c.touch(&b)
+	c.mu.Unlock()
+	b.run()
+	select {
+	case <-c.flushed:
+	case <-time.After(time.Second):
+		return
+	}
+	c.closeNotify()
+	_ = c.bottom.SetReadDeadline(time.Now().Add(250 * time.Millisecond))
+	buf := make([]byte, 4<<10)
+	for range 256 {
+		if _, err := c.nc.Read(buf); err != nil {
+			return
+		}
+	}
+}
+
+// explain makes what the reader returned readable.
+func (c *Conn) explain(err error) error {
+	switch {
+	case err == nil:
+		return ErrDrained
+	case errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed), errors.Is(err, io.ErrUnexpectedEOF):
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.goneAway || c.draining {
+			return ErrDrained
+		}
+		return fmt.Errorf("%s was closed by the peer: %w", c.remote, err)
+	}
+	return err
+}
 
 // Close ends the connection at once. Open calls get UNAVAILABLE with reason.
-func (c *Conn) Close(reason error) {}
+func (c *Conn) Close(reason error) {
+	if reason == nil {
+		reason = errors.New("the connection was closed")
+	}
+	c.mu.Lock()
+	if c.dead || c.why != nil {
+		c.mu.Unlock()
+		return
+	}
+	c.why = reason
+	c.draining, c.finish = true, true
+	running := c.running
+	c.mu.Unlock()
+	if running {
+		_ = c.bottom.SetReadDeadline(time.Unix(1, 0)) // the reader does the rest
+	}
+}
 
 // InFlight is the number of open calls.
-func (c *Conn) InFlight() int { return 0 }
-
-// Accepting says whether new streams can be opened on a client end, or are
-// taken on a server end.
-func (c *Conn) Accepting() bool { return false }
+func (c *Conn) InFlight() int { return int(c.open.Load()) }
 
 // Ready is closed when the peer's SETTINGS have arrived.
-func (c *Conn) Ready() <-chan struct{} { return nil }
+func (c *Conn) Ready() <-chan struct{} { return c.ready1 }
 
 // Done is closed when Run has returned.
-func (c *Conn) Done() <-chan struct{} { return nil }
-
-// Ping measures the time to the peer and back.
-func (c *Conn) Ping(ctx context.Context) (time.Duration, error) { return 0, nil }
+func (c *Conn) Done() <-chan struct{} { return c.done }
 
 // SetPeer attaches a value that Call.Peer returns. Call it before Run.
-func (c *Conn) SetPeer(v any) {}
+func (c *Conn) SetPeer(v any) { c.peer = v }
 
 // Peer is the value attached by SetPeer.
-func (c *Conn) Peer() any { return nil }
+func (c *Conn) Peer() any { return c.peer }
 
 // RemoteAddr is the peer's address.
-func (c *Conn) RemoteAddr() net.Addr { return nil }
+func (c *Conn) RemoteAddr() net.Addr { return c.nc.RemoteAddr() }
+
+// over says whether Run has returned.
+func (c *Conn) over() bool {
+	select {
+	case <-c.done:
+		return true
+	default:
+		return false
+	}
+}

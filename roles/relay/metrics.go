@@ -2,6 +2,8 @@ package relay
 
 import "sync/atomic"
 
+type counter = atomic.Int64
+
 // Metrics counts what the connections that share it did. All fields may be read
 // and summed at any time.
 type Metrics struct {

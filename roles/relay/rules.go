@@ -1,6 +1,12 @@
 package relay
 
-import "google.golang.org/grpc/codes"
+import (
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+)
 
 // Field is one header field. Names are lower case.
 type Field struct {
@@ -20,9 +26,377 @@ type Violation struct {
 func (v *Violation) Error() string { return v.Message }
 
 // CheckRequest applies the header rules of every hop to a request's fields,
-// pseudo-headers included. The engine calls it before a handler sees the call.
-func CheckRequest(header []Field, edge bool) *Violation { return nil }
+// pseudo-headers included. The engine calls it before a handler sees the call,
+// after the rules of RFC 9113.
+func CheckRequest(header []Field, edge bool) *Violation {
+	var method, path, content string
+	authorizations := 0
+	for i := range header {
+		f := &header[i]
+		switch f.Name {
+		case ":method":
+			method = f.Value
+		case ":path":
+			path = f.Value
+		case "content-type":
+			content = f.Value
+		case "authorization":
+			if authorizations++; authorizations > 1 {
+				return &Violation{Code: codes.Unauthenticated, Reason: "authorization_twice", Message: "more than one authorization header: send one"}
+			}
+		case "te":
+			if f.Value != "trailers" {
+				return &Violation{Code: codes.InvalidArgument, Reason: "te", Message: "te may only say trailers"}
+			}
+		case "grpc-timeout":
+			if _, ok := parseTimeout(f.Value); !ok {
+				return &Violation{Code: codes.InvalidArgument, Reason: "timeout", Message: "malformed grpc-timeout"}
+			}
+		default:
+			if hopByHop(f.Name) {
+				return &Violation{Code: codes.InvalidArgument, Reason: "hop_by_hop", Message: "header " + f.Name + " has no meaning in HTTP/2"}
+			}
+			if !edge && reservedSpelling(f.Name) {
+				return &Violation{Code: codes.InvalidArgument, Reason: "reserved", Message: "header " + f.Name + " is reserved"}
+			}
+		}
+		if !validName(f.Name) || !validValue(f.Value) {
+			return &Violation{Code: codes.InvalidArgument, Reason: "characters", Message: "a header holds characters that it must not"}
+		}
+	}
+	switch {
+	case method != "POST":
+		return &Violation{Code: codes.Unimplemented, HTTP: 405, Reason: "method", Message: "gRPC calls are made with POST"}
+	case !grpcContent(content):
+		return &Violation{Code: codes.Internal, HTTP: 415, Reason: "content_type", Message: "the content-type is not application/grpc"}
+	case !ValidPath(path):
+		return &Violation{Code: codes.Unimplemented, Reason: "path", Message: "malformed method name: it has to be /package.Service/Method"}
+	}
+	return nil
+}
+
+func grpcContent(s string) bool {
+	rest, ok := strings.CutPrefix(s, contentTypeGRPC)
+	return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')
+}
+
+// ValidPath says whether path is /[package.]Service/Method, byte for byte:
+// letters, digits and underscores between single dots and the two slashes.
+func ValidPath(path string) bool {
+	if len(path) < 4 || path[0] != '/' {
+		return false
+	}
+	slashes, start := 0, true // start: a name begins here
+	for i := 1; i < len(path); i++ {
+		switch c := path[i]; {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c == '_':
+			start = false
+		case c >= '0' && c <= '9':
+			if start {
+				return false
+			}
+		case c == '.':
+			if start || slashes > 0 {
+				return false
+			}
+			start = true
+		case c == '/':
+			if start || slashes > 0 {
+				return false
+			}
+			slashes, start = 1, true
+		default:
+			return false
+		}
+	}
+	return slashes == 1 && !start
+}
 
 // StripReserved returns header without the fields that only our own components
 // may write, in any spelling. The engine calls it at an edge.
-func StripReserved(header []Field) []Field { return header }
+func StripReserved(header []Field) []Field {
+	return dropFields(header, Reserved)
+}
+
+// Reserved says whether a field name, in any spelling, is one that only our own
+// components write.
+func Reserved(name string) bool {
+	if len(name) < 9 {
+		return false
+	}
+	switch name[0] | 0x20 {
+	case 's':
+		return hasFold(name, "sallyport-")
+	case 'f':
+		return len(name) == len("forwarded") && hasFold(name, "forwarded")
+	case 'x':
+		return hasFold(name, "x-forwarded-") || len(name) == len("x-real-ip") && hasFold(name, "x-real-ip")
+	}
+	return false
+}
+
+// reservedSpelling finds the forms of our names that are not the proper one.
+func reservedSpelling(name string) bool {
+	return len(name) > 9 && name[0]|0x20 == 's' && hasFold(name, "sallyport-") && !strings.HasPrefix(name, "sallyport-")
+}
+
+// hasFold is strings.HasPrefix with upper case as lower and underscores as
+// hyphens.
+func hasFold(s, prefix string) bool {
+	if len(s) < len(prefix) {
+		return false
+	}
+	for i := range len(prefix) {
+		c := s[i]
+		if c >= 'A' && c <= 'Z' {
+			c |= 0x20
+		} else if c == '_' {
+			c = '-'
+		}
+		if c != prefix[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// dropOurs takes sallyport-* and hop-by-hop fields out of responses and
+// trailers.
+func dropOurs(fields []Field) []Field {
+	return dropFields(fields, func(name string) bool {
+		return len(name) > 9 && name[0]|0x20 == 's' && hasFold(name, "sallyport-") || hopByHop(name)
+	})
+}
+
+// dropFields leaves fields as it is unless there is something to drop.
+func dropFields(fields []Field, drop func(string) bool) []Field {
+	for i := range fields {
+		if !drop(fields[i].Name) {
+			continue
+		}
+		kept := append(make([]Field, 0, len(fields)-1), fields[:i]...)
+		for _, f := range fields[i+1:] {
+			if !drop(f.Name) {
+				kept = append(kept, f)
+			}
+		}
+		return kept
+	}
+	return fields
+}
+
+// hopByHop names the fields that RFC 9113 section 8.2.2 forbids.
+func hopByHop(name string) bool {
+	switch name {
+	case "connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade":
+		return true
+	}
+	return false
+}
+
+// checkField applies RFC 9113 section 8.2.1 and 8.2.2 to a regular field.
+func checkField(f *Field) error {
+	switch {
+	case !validName(f.Name):
+		return streamErr(codeProtocol, "malformed field name %q", f.Name)
+	case !validValue(f.Value):
+		return streamErr(codeProtocol, "malformed value of field %s", f.Name)
+	case hopByHop(f.Name):
+		return streamErr(codeProtocol, "field %s has no meaning in HTTP/2", f.Name)
+	case f.Name == "te" && f.Value != "trailers":
+		return streamErr(codeProtocol, "te is not trailers")
+	}
+	return nil
+}
+
+var nameBytes = func() (ok [256]bool) {
+	for _, c := range "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz" {
+		ok[c] = true
+	}
+	return ok
+}()
+
+// validName says whether s is a field name in lower case; pseudo-headers have
+// one colon, in front.
+func validName(s string) bool {
+	if len(s) > 0 && s[0] == ':' {
+		s = s[1:]
+	}
+	for i := range len(s) {
+		if !nameBytes[s[i]] {
+			return false
+		}
+	}
+	return len(s) > 0
+}
+
+// validValue refuses NUL, CR, LF, other control characters, and blanks at either
+// end.
+func validValue(s string) bool {
+	if s == "" {
+		return true
+	}
+	if c := s[0]; c == ' ' || c == '\t' {
+		return false
+	}
+	if c := s[len(s)-1]; c == ' ' || c == '\t' {
+		return false
+	}
+	for i := range len(s) {
+		if c := s[i]; c < ' ' && c != '\t' || c == 0x7f {
+			return false
+		}
+	}
+	return true
+}
+
+// checkPseudo applies the rules of RFC 9113 section 8.3 to a request and returns
+// its content-length, -1 without.
+func checkPseudo(fields []Field) (length int64, err error) {
+	length = -1
+	var seen [4]bool
+	var authority, host string
+	regular := false
+	for i := range fields {
+		f := &fields[i]
+		if f.Name == "" {
+			return -1, streamErr(codeProtocol, "field without a name")
+		}
+		if f.Name[0] != ':' {
+			regular = true
+			if err := checkField(f); err != nil {
+				return -1, err
+			}
+			switch f.Name {
+			case "content-length":
+				if length, err = contentLength(f.Value, length); err != nil {
+					return -1, err
+				}
+			case "host":
+				host = f.Value
+			}
+			continue
+		}
+		n := -1
+		switch f.Name {
+		case ":method":
+			n = 0
+		case ":scheme":
+			n = 1
+		case ":path":
+			n = 2
+		case ":authority":
+			n, authority = 3, f.Value
+		}
+		switch {
+		case n < 0:
+			return -1, streamErr(codeProtocol, "unknown pseudo-header %q", f.Name)
+		case regular:
+			return -1, streamErr(codeProtocol, "pseudo-header %s after regular fields", f.Name)
+		case seen[n]:
+			return -1, streamErr(codeProtocol, "pseudo-header %s twice", f.Name)
+		case f.Value == "" && n != 3, !validValue(f.Value):
+			return -1, streamErr(codeProtocol, "malformed pseudo-header %s", f.Name)
+		}
+		seen[n] = true
+	}
+	if !seen[0] || !seen[1] || !seen[2] {
+		return -1, streamErr(codeProtocol, "a request needs :method, :scheme and :path")
+	}
+	if host != "" && authority != "" && !strings.EqualFold(host, authority) {
+		return -1, streamErr(codeProtocol, "host is not :authority")
+	}
+	return length, nil
+}
+
+func contentLength(s string, before int64) (int64, error) {
+	n, err := strconv.ParseUint(s, 10, 63)
+	if err != nil || before >= 0 && int64(n) != before {
+		return -1, streamErr(codeProtocol, "malformed content-length %q", s)
+	}
+	return int64(n), nil
+}
+
+// checkResponse applies the rules to a response's header.
+func checkResponse(fields []Field) (status int, length int64, err error) {
+	length = -1
+	for i := range fields {
+		f := &fields[i]
+		switch {
+		case f.Name == "":
+			return 0, -1, streamErr(codeProtocol, "field without a name")
+		case f.Name == ":status":
+			n, err := strconv.Atoi(f.Value)
+			if i != 0 || err != nil || len(f.Value) != 3 || n < 100 || n == 101 {
+				return 0, -1, streamErr(codeProtocol, "malformed :status %q", f.Value)
+			}
+			status = n
+			continue
+		case f.Name[0] == ':':
+			return 0, -1, streamErr(codeProtocol, "unknown pseudo-header %q", f.Name)
+		case f.Name == "content-length":
+			if length, err = contentLength(f.Value, length); err != nil {
+				return 0, -1, err
+			}
+		}
+		if err := checkField(f); err != nil {
+			return 0, -1, err
+		}
+	}
+	if status == 0 {
+		return 0, -1, streamErr(codeProtocol, "a response without :status")
+	}
+	return status, length, nil
+}
+
+// checkTrailers applies the rules to trailers of either direction.
+func checkTrailers(fields []Field) error {
+	for i := range fields {
+		f := &fields[i]
+		if f.Name == "" || f.Name[0] == ':' {
+			return streamErr(codeProtocol, "pseudo-header %q in trailers", f.Name)
+		}
+		if err := checkField(f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// parseTimeout reads a grpc-timeout.
+func parseTimeout(s string) (time.Duration, bool) {
+	if len(s) < 2 || len(s) > 9 {
+		return 0, false
+	}
+	var unit time.Duration
+	switch s[len(s)-1] {
+	case 'H':
+		unit = time.Hour
+	case 'M':
+		unit = time.Minute
+	case 'S':
+		unit = time.Second
+	case 'm':
+		unit = time.Millisecond
+	case 'u':
+		unit = time.Microsecond
+	case 'n':
+		unit = time.Nanosecond
+	default:
+		return 0, false
+	}
+	n := time.Duration(0)
+	for _, c := range []byte(s[:len(s)-1]) {
+		if c < '0' || c > '9' {
+			return 0, false
+		}
+		n = n*10 + time.Duration(c-'0')
+	}
+	const most = 10 * 365 * 24 * time.Hour
+	if n > most/unit {
+		return most, true
+	}
+	return n * unit, true
+}
+
+func itoa(n int) string { return strconv.Itoa(n) }

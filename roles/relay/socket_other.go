@@ -1,0 +1,21 @@
+//go:build !unix
+
+package relay
+
+import "net"
+
+// socket does not exist here: every connection is read and written as any other
+// net.Conn.
+type socket struct{ net.Conn }
+
+func newSocket(net.Conn) *socket { return nil }
+
+func (s *socket) NetConn() net.Conn { return s.Conn }
+func (s *socket) fill(bool) error   { return nil }
+func (s *socket) complete() bool    { return false }
+func (s *socket) buffered() int     { return 0 }
+func (s *socket) own()              {}
+func (s *socket) cork()             {}
+func (s *socket) uncork() error     { return nil }
+func (s *socket) pending() bool     { return false }
+func (s *socket) drain() error      { return nil }
