@@ -43,11 +43,12 @@ func writeDir(dir string, files map[string][]byte) error {
 	if err := syncDir(temp); err != nil {
 		return err
 	}
-	// rename(2) replaces an empty directory and refuses any other.
+	// Remove takes an empty directory only, and Rename refuses to replace any,
+	// so whatever somebody put there meanwhile survives.
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	if err := os.Rename(temp, dir); err != nil {
-		if entries, rerr := os.ReadDir(dir); rerr == nil && len(entries) > 0 {
-			return fs.ErrExist
-		}
 		return err
 	}
 	return syncDir(parent)
