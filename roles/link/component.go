@@ -71,7 +71,7 @@ func (e *ComponentEnd) Run(ctx context.Context, conn *Conn) error {
 		pending: map[uint64]chan *control.CertificateResponse{}, arrived: make(chan struct{}, 1)}
 	defer s.wg.Wait()
 	defer s.end(errSuperseded) // whatever ended it came first
-	err := controlExchange.run(s.ctx, conn, func(st stream[control.Frame]) error {
+	err := controlExchange.run(ctx, conn, func(st stream[control.Frame]) error {
 		s.st = st
 		return s.run()
 	})
@@ -87,11 +87,11 @@ func (s *componentSession) run() error {
 	defer stop()
 	hello := s.owner.Hello()
 	if err := s.st.Send(&control.Frame{Frame: &control.Frame_Hello{Hello: hello}}); err != nil {
-		return recvEnd(s.st, err)
+		return recvEnd(s.ctx, s.st, err)
 	}
 	f, err := s.st.Recv()
 	if err != nil {
-		return endOf(s.st.Context(), err)
+		return endOf(s.ctx, err)
 	}
 	if r := pki.RefusalFromProto(f.GetRefusal()); r != nil {
 		return r
@@ -147,7 +147,7 @@ func (s *componentSession) reader() error {
 	for {
 		f, err := s.st.Recv()
 		if err != nil {
-			return endOf(s.st.Context(), err)
+			return endOf(s.ctx, err)
 		}
 		switch f := f.Frame.(type) {
 		case *control.Frame_HeartbeatReply:

@@ -64,7 +64,7 @@ const (
 // whichever side dialled. It returns why the session ended.
 func (e *CoreEnd) Serve(ctx context.Context, conn *Conn) error {
 	s := newSession(ctx, e, conn)
-	err := controlExchange.run(s.ctx, conn, func(st stream[control.Frame]) error {
+	err := controlExchange.run(ctx, conn, func(st stream[control.Frame]) error {
 		s.st = st
 		return s.run()
 	})

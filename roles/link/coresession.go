@@ -79,7 +79,7 @@ func (s *Session) run() error {
 	defer stop()
 	f, err := s.st.Recv()
 	if err != nil {
-		return endOf(s.st.Context(), err)
+		return endOf(s.ctx, err)
 	}
 	refusal := s.hello(f.GetHello())
 	if refusal == nil {
@@ -92,7 +92,7 @@ func (s *Session) run() error {
 	}
 	w := &control.Welcome{Version: s.owner.Version, UnixNano: time.Now().UnixNano()}
 	if err := s.st.Send(&control.Frame{Frame: &control.Frame_Welcome{Welcome: w}}); err != nil {
-		return recvEnd(s.st, err)
+		return recvEnd(s.ctx, s.st, err)
 	}
 	stop()
 	s.beat.Store(time.Now().UnixNano())
@@ -131,7 +131,7 @@ func (s *Session) reader() error {
 	for {
 		f, err := s.st.Recv()
 		if err != nil {
-			return endOf(s.st.Context(), err)
+			return endOf(s.ctx, err)
 		}
 		if err := s.frameRt.Wait(s.ctx); err != nil {
 			return context.Cause(s.ctx)

@@ -77,7 +77,7 @@ func (n *Newcomer) Join(ctx context.Context, conn *Conn) (*Grant, error) {
 	err := joinExchange.run(ctx, conn, func(st stream[control.JoinFrame]) error {
 		stop := expireStream(conn, joinTime)
 		defer stop()
-		g, err := n.join(st, conn.Peer.Chain)
+		g, err := n.join(ctx, st, conn.Peer.Chain)
 		if r, ok := pki.AsRefusal(err); ok {
 			// Ours: say it. Core's: core knows, and has ended the stream.
 			st.Send(&control.JoinFrame{Frame: &control.JoinFrame_Refusal{Refusal: r.Proto()}})
@@ -99,7 +99,7 @@ func expireStream(conn *Conn, d time.Duration) (stop func()) {
 	return func() { t.Stop() }
 }
 
-func (n *Newcomer) join(st stream[control.JoinFrame], chain []*x509.Certificate) (*Grant, error) {
+func (n *Newcomer) join(ctx context.Context, st stream[control.JoinFrame], chain []*x509.Certificate) (*Grant, error) {
 	if err := n.Check(); err != nil {
 		return nil, err
 	}
@@ -116,11 +116,11 @@ func (n *Newcomer) join(st stream[control.JoinFrame], chain []*x509.Certificate)
 		return nil, err
 	}
 	if err := st.Send(&control.JoinFrame{Frame: &control.JoinFrame_Request{Request: &control.JoinRequest{Csr: csr, Version: n.Version}}}); err != nil {
-		return nil, recvEnd(st, err)
+		return nil, recvEnd(ctx, st, err)
 	}
 	f, err := st.Recv()
 	if err != nil {
-		return nil, endOf(st.Context(), err)
+		return nil, endOf(ctx, err)
 	}
 	if r := pki.RefusalFromProto(f.GetRefusal()); r != nil {
 		return nil, r
@@ -209,9 +209,9 @@ func (n *Newcomer) accept(g *control.JoinGrant, key crypto.Signer, core pki.ID) 
 
 // recvEnd finds why a stream ended on which sending failed: gRPC says it to
 // the receiver only.
-func recvEnd[F any](st stream[F], err error) error {
+func recvEnd[F any](ctx context.Context, st stream[F], err error) error {
 	if _, recvErr := st.Recv(); recvErr != nil {
 		err = recvErr
 	}
-	return endOf(st.Context(), err)
+	return endOf(ctx, err)
 }

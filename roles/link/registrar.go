@@ -72,7 +72,7 @@ func refusedByNewcomer(r *pki.Refusal) error {
 func (r *Registrar) join(ctx context.Context, st stream[control.JoinFrame], conn *Conn) error {
 	f, err := st.Recv()
 	if err != nil {
-		return endOf(st.Context(), err)
+		return endOf(ctx, err)
 	}
 	if refusal := pki.RefusalFromProto(f.GetRefusal()); refusal != nil {
 		return refusedByNewcomer(refusal)
@@ -87,11 +87,11 @@ func (r *Registrar) join(ctx context.Context, st stream[control.JoinFrame], conn
 		return refusal
 	}
 	if err := st.Send(&control.JoinFrame{Frame: &control.JoinFrame_Grant{Grant: grant}}); err != nil {
-		return recvEnd(st, err)
+		return recvEnd(ctx, st, err)
 	}
 	f, err = st.Recv()
 	if err != nil {
-		return endOf(st.Context(), err)
+		return endOf(ctx, err)
 	}
 	if refusal := pki.RefusalFromProto(f.GetRefusal()); refusal != nil {
 		return refusedByNewcomer(refusal)
