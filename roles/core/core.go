@@ -1,29 +1,73 @@
-// Package core is the composition root of role core.
+// Package core is the role that has authority. It keeps the embedded CA and
+// the registry of components, decides who may call what, and routes calls from
+// proxies to gateways. It listens for gateways, it dials proxies, and nobody
+// reaches it from the internet.
+//
+// # What it believes
+//
+// The operator, on admin.sock, by uid. Its own store, its own authority. A
+// component only about itself, and only as far as it is bounded: names, counts
+// and texts that a component sends are checked or cut before they are kept. A
+// proxy about a caller's client certificate only where the grant names that
+// proxy; credentials that core can verify itself it verifies itself.
+//
+// # How a change takes effect
+//
+// What decides about a call is one immutable value, a ruling: the policy, the
+// API keys, and for every service the gateways that may serve it, each with
+// the generation of the snapshot that tells it so. A change (a policy, a key,
+// a component, an announcement) makes the next ruling: the publisher reads the
+// store, composes the snapshot of every component, moves the generation of
+// those whose content moved, puts the new ruling in force and sends what
+// changed. A call is routed by the ruling that decided it, and only to
+// gateways that have acknowledged its generation, so that a gateway never
+// judges a call by an older table than core did.
+//
+// # How a call goes
+//
+// Towards proxies core is the HTTP/2 server, although it dialled. It reads
+// what the proxy says of the caller, decides again, writes the sallyport-*
+// headers anew and passes the call to the gateway with the fewest calls in
+// flight among those whose upstream answers. A gateway that hands the call
+// back untouched costs the caller nothing: another one is tried.
 package core
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"net"
+	"path/filepath"
+	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
+	"sallyport/acme/pki"
 	"sallyport/configs"
 	"sallyport/roles/control"
+	"sallyport/roles/link"
+	"sallyport/roles/relay"
+	"sallyport/store"
 )
 
 // Deps is what a core needs from the process it runs in.
 type Deps struct {
 	Log      *slog.Logger
 	Version  string
-	Registry prometheus.Registerer // nil: no metrics
-	Ready    func(err error)       // called with nil once core can serve, with an error when it stops being able to
+	Registry prometheus.Registerer // nil: metrics are kept and shown nowhere
+	Ready    func(err error)       // nil error: ready; called on every change
 	Started  func(Info)            // called once, when every listener is open
 }
 
 // Info says where a running core is.
 type Info struct {
 	GRPCAddress string // as bound, HOST:PORT
-	Advertise   string // what goes into gateways' tokens
+	Advertise   string // what gateways dial; empty when nothing but loopback is known
 	AdminSocket string
 	TrustDomain string
 
@@ -35,8 +79,191 @@ type Info struct {
 // process itself.
 func Admin(info Info) control.AdminServer { return info.admin }
 
+// actorCore is who decides when nobody asked core to.
+const actorCore store.Actor = "core"
+
+// core is the parts of a running core.
+type core struct {
+	set     configs.Core
+	log     *slog.Logger
+	version string
+	started time.Time
+
+	db        *store.Core
+	ca        *pki.Authority
+	self      *link.Self
+	address   string // of the gRPC port, as bound
+	advertise string // what gateways dial
+
+	registry  *registry
+	publisher *publisher
+	router    *router
+	denials   *denials
+	sessions  *link.CoreEnd
+	registrar *link.Registrar
+	proxies   *proxies
+	policy    *policyFile
+
+	relayed *relay.Metrics
+	running sync.WaitGroup // relay connections with gateways
+}
+
 // Run is a core from start to end: it returns when ctx is cancelled and the
 // calls in flight have ended, or when it cannot go on.
 func Run(ctx context.Context, s configs.Core, d Deps) error {
-	panic("core.Run: being written")
+	if d.Ready == nil {
+		d.Ready = func(error) {}
+	}
+	if d.Started == nil {
+		d.Started = func(Info) {}
+	}
+	d.Ready(errors.New("core is starting"))
+	if err := privateDir(s.DataDir); err != nil {
+		return err
+	}
+	db, err := store.OpenCore(filepath.Join(s.DataDir, "core.db"))
+	if err != nil {
+		return fmt.Errorf("open core's database: %w", err)
+	}
+	defer db.Close()
+	ca, err := openAuthority(ctx, db, s, d.Log)
+	if err != nil {
+		return err
+	}
+	listener, err := listen(ctx, s.GRPCAddress)
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+	socket, err := listenAdmin(filepath.Join(s.DataDir, "admin.sock"))
+	if err != nil {
+		return err
+	}
+	defer socket.Close()
+	c, err := newCore(ctx, s, d, db, ca, listener.Addr().String())
+	if err != nil {
+		return err
+	}
+	return c.run(ctx, d, listener, socket)
+}
+
+// newCore puts the parts together. It starts nothing.
+func newCore(ctx context.Context, s configs.Core, d Deps, db *store.Core, ca *pki.Authority, address string) (*core, error) {
+	c := &core{set: s, log: d.Log, version: d.Version, started: time.Now(), db: db, ca: ca, self: link.NewSelf(),
+		address: address, advertise: advertised(s.Advertise, address), relayed: &relay.Metrics{}}
+	epoch, err := db.Epoch(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c.registry = newRegistry()
+	c.denials = newDenials(db, d.Log)
+	c.router = &router{log: d.Log, registry: c.registry, denials: c.denials, calls: relay.NewCallMetrics("core", d.Registry),
+		access: relay.NewAccessLog(d.Log, s.AccessLog), now: time.Now, wait: routeWait, waiting: make(chan struct{}, maxWaiting)}
+	c.publisher = &publisher{log: d.Log, db: db, ca: ca, self: c.self, registry: c.registry, epoch: epoch, demo: s.Demo,
+		advertise: c.advertise, ruling: &c.router.ruling}
+	c.policy = &policyFile{path: s.PolicyFile, log: d.Log, db: db, publish: c.publisher.publish}
+	c.registrar = &link.Registrar{Adopt: c.adopt, Stored: c.stored, Log: d.Log}
+	c.sessions = &link.CoreEnd{Version: d.Version, Log: d.Log, Opened: c.opened, Closed: c.closed, Announced: c.announced,
+		Denied: c.denied, Acknowledged: c.acknowledged, Certificate: c.certificate, Flapping: c.flapping}
+	c.proxies = newProxies(c)
+	registerMetrics(d.Registry, c)
+	return c, nil
+}
+
+// run runs the parts until ctx ends, then drains.
+func (c *core) run(ctx context.Context, d Deps, listener, socket net.Listener) error {
+	if err := c.refreshIdentity(ctx, time.Now()); err != nil {
+		return err
+	}
+	if err := c.policy.start(ctx); err != nil {
+		return err
+	}
+	if err := c.publisher.publish(ctx); err != nil {
+		return err
+	}
+	// hard outlives ctx by the time that calls may take to finish.
+	hard, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stop(nil)
+	group, hard := errgroup.WithContext(hard)
+	c.router.stopped = hard.Done()
+	hs := health.NewServer()
+	hs.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
+	port := &link.Port{Self: c.self, Log: c.log, Expect: pki.RoleGateway, JoinKey: c.joinKey, Check: c.check, Health: hs,
+		Handlers: map[string]link.Handler{link.ALPNJoin: c.serveJoin, link.ALPNControl: c.serveControl, link.ALPNRelay: c.serveRelay}}
+	admin := &admin{core: c}
+
+	group.Go(func() error { return port.Serve(hard, relay.Listen(listener)) })
+	group.Go(func() error { return admin.serve(hard, socket) })
+	group.Go(func() error { return c.proxies.run(hard, ctx.Done()) })
+	group.Go(func() error { return c.keepIdentity(hard) })
+	group.Go(func() error { return c.policy.watch(hard) })
+	group.Go(func() error { return c.denials.run(hard) })
+	group.Go(func() error { return c.sweep(hard) })
+	group.Go(func() error {
+		select {
+		case <-hard.Done():
+			return nil
+		case <-ctx.Done():
+		}
+		d.Ready(errors.New("core is draining"))
+		hs.Shutdown()
+		c.drain()
+		stop(errDrained)
+		return errDrained
+	})
+
+	info := Info{GRPCAddress: c.address, Advertise: c.advertise, AdminSocket: socket.Addr().String(), TrustDomain: c.ca.TrustDomain(), admin: admin}
+	c.log.Info("core is up", "grpc", info.GRPCAddress, "admin", info.AdminSocket, "trust_domain", info.TrustDomain)
+	d.Ready(nil)
+	d.Started(info)
+	err := group.Wait()
+	c.running.Wait()
+	c.router.goroutines.Wait()
+	if errors.Is(err, errDrained) {
+		return nil
+	}
+	return err
+}
+
+// errDrained ends the group when the drain is over.
+var errDrained = errors.New("drained")
+
+// errShutdown is what calls hear that did not end within the drain time.
+var errShutdown = errors.New("core is shutting down")
+
+// drain takes no new calls and waits for those in flight.
+func (c *core) drain() {
+	for _, p := range c.registry.list(pki.RoleProxy) {
+		p.links.Drain()
+	}
+	deadline := time.NewTimer(c.set.DrainTimeout)
+	defer deadline.Stop()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for c.router.calls.InFlight() > 0 {
+		select {
+		case <-deadline.C:
+			c.log.Warn("calls did not end within the drain time and are ended", "calls", c.router.calls.InFlight(), "drain_timeout", c.set.DrainTimeout)
+			for _, p := range c.registry.list(pki.RoleProxy) {
+				p.links.Close(errShutdown)
+			}
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// sweep does what is due now and then.
+func (c *core) sweep(ctx context.Context) error {
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-tick.C:
+			c.noteSightings(ctx, now)
+			c.forgetInstances(ctx, now)
+		}
+	}
 }

@@ -1,0 +1,118 @@
+package core
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"sallyport/acme/pki"
+	"sallyport/roles/control"
+	"sallyport/store"
+)
+
+// clockTolerance is how far a component's clock may be off before it is said.
+const clockTolerance = 10 * time.Minute
+
+// Status is everything at a glance.
+func (a *admin) Status(ctx context.Context, _ *control.StatusRequest) (*control.StatusResponse, error) {
+	c := a.core
+	out := &control.StatusResponse{Version: c.version, TrustDomain: c.ca.TrustDomain(), Epoch: c.publisher.epoch, GrpcAddress: c.address,
+		Advertise: c.advertise, StartedUnix: c.started.Unix(), CallsInFlight: uint32(max(c.router.calls.InFlight(), 0))}
+	components, err := a.ListComponents(ctx, &control.ListComponentsRequest{})
+	if err != nil {
+		return nil, err
+	}
+	services, err := a.ListServices(ctx, &control.ListServicesRequest{})
+	if err != nil {
+		return nil, err
+	}
+	out.Components, out.Services = components.GetComponents(), services.GetServices()
+	record, err := c.db.Policy(ctx, 0)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return nil, refusal(err)
+	}
+	out.PolicyVersion = record.Version
+	out.Warnings = a.warnings(out)
+	return out, nil
+}
+
+// warnings are what an operator should look at.
+func (a *admin) warnings(s *control.StatusResponse) []string {
+	var out []string
+	if w := a.core.policy.warning(); w != "" {
+		out = append(out, w)
+	}
+	for _, m := range s.GetComponents() {
+		who := m.GetRole() + " " + m.GetName()
+		if slices.Contains(m.GetPeers(), "any") {
+			out = append(out, who+": any address may connect as far as the firewall is concerned")
+		}
+		if d := time.Duration(m.GetClockOffsetNano()).Abs(); d > clockTolerance {
+			out = append(out, fmt.Sprintf("%s: its clock is %s off core's: set it right, certificates depend on it", who, d.Round(time.Second)))
+		}
+		if m.GetState() == "lost" {
+			out = append(out, fmt.Sprintf("%s is not connected: %s", who, m.GetDetail()))
+		}
+	}
+	for _, r := range s.GetServices() {
+		if r.GetState() == "waiting" || r.GetState() == "refused" {
+			out = append(out, fmt.Sprintf("service %s of gateway %s is not routed: %s", r.GetService(), r.GetGateway(), r.GetDetail()))
+		}
+	}
+	return out
+}
+
+// componentRow is a component as the operator sees it: what was decided about
+// it, and how it is.
+func (a *admin) componentRow(r store.ComponentRecord) *control.Component {
+	row := &control.Component{Role: string(r.Role), Name: r.Name, Incarnation: r.Incarnation, Peers: r.Peers, Serve: r.Serve, Address: r.Address,
+		ServerName: r.ServerName, State: r.State, Version: r.Version, JoinedUnix: seconds(r.Joined), LastSeenUnix: seconds(r.LastSeen),
+		CertificateNotAfterUnix: seconds(r.NotAfter), ObservedAddress: r.Observed}
+	m := a.core.registry.find(key{r.Role, r.Name})
+	if m == nil || r.State == store.StateRemoved {
+		if r.State == store.StateJoined {
+			row.State, row.Detail = "lost", "it has not connected since core started"
+		}
+		return row
+	}
+	m.mu.Lock()
+	session, announced := m.session, m.announce
+	row.Detail = m.detail
+	row.Generation = m.snapshot.GetGeneration().GetGeneration()
+	m.mu.Unlock()
+	row.CallsInFlight = uint32(max(m.links.InFlight(), 0))
+	row.AcknowledgedGeneration = m.acknowledged.Load()
+	if announced != nil {
+		for _, u := range announced.upstreams {
+			row.Upstreams = append(row.Upstreams, &control.UpstreamRow{Name: u.GetName(), Address: u.GetAddress(), Up: u.GetUp(), Error: u.GetError()})
+		}
+	}
+	if session == nil {
+		if r.State == store.StateJoined {
+			row.State = "lost"
+			if row.Detail == "" {
+				row.Detail = "it has not connected since core started"
+			}
+		}
+		return row
+	}
+	state := session.State()
+	row.State = "connected"
+	row.Version = clean(session.Hello.GetVersion())
+	row.ObservedAddress = addressOf(session.Peer.Remote)
+	row.RttNano, row.ClockOffsetNano = int64(state.RTT), int64(state.ClockOffset)
+	if !state.LastSeen.IsZero() {
+		row.LastSeenUnix = state.LastSeen.Unix()
+	}
+	if len(session.Peer.Chain) > 0 {
+		row.CertificateNotAfterUnix = session.Peer.Chain[0].NotAfter.Unix()
+	}
+	if state.AckError != "" {
+		row.Detail = "it refused its last snapshot: " + clean(state.AckError)
+	} else if r.Role == pki.RoleGateway && m.links.Len() == 0 {
+		row.Detail = "its relay link is not up yet"
+	}
+	return row
+}

@@ -1,0 +1,164 @@
+package core
+
+import (
+	"net/netip"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"sallyport/roles/policy"
+	"sallyport/roles/relay"
+)
+
+// verdict is what core decided about a call.
+type verdict struct {
+	policy.Decision
+	caller policy.Caller
+	denied string // who is counted for a refusal: the identity, or where a stranger came from
+}
+
+// judge decides about a call that came from a proxy. Nothing that the proxy
+// decided counts: credentials that core can verify, it verifies; the proxy's
+// word about a client certificate is passed to the policy as the proxy's word.
+func (r *ruling) judge(path string, header []relay.Field, proxy string, now time.Time) verdict {
+	var authorization, claim, source string
+	for _, f := range header {
+		switch f.Name {
+		case "authorization":
+			authorization = f.Value
+		case relay.HeaderClientCert:
+			claim = f.Value
+		case relay.HeaderSource:
+			source = f.Value
+		}
+	}
+	var v verdict
+	if authorization != "" {
+		caller, refusal := r.keys.Lookup(authorization, now)
+		if refusal != nil {
+			v.Decision = policy.Decision{Code: codes.Unauthenticated, Reason: refusal.GetCode(), Message: refusal.GetCause()}
+			v.denied = prefix(source)
+			return v
+		}
+		v.caller = caller
+	} else if claim != "" {
+		c, err := policy.ParseClaim(claim)
+		if err != nil {
+			v.Decision = policy.Decision{Code: codes.Unauthenticated, Reason: "claim_unreadable", Message: "the client certificate cannot be judged"}
+			v.denied = prefix(source)
+			return v
+		}
+		v.caller = c.CallerVia(proxy)
+	}
+	v.Decision = r.policy.Decide(path, v.caller)
+	if !v.Allowed {
+		if v.denied = v.caller.ID; v.denied == "" {
+			v.denied = prefix(source)
+		}
+	}
+	return v
+}
+
+// prefix is the network that a stranger is counted under: /24, or /64.
+func prefix(source string) string {
+	a, err := netip.ParseAddr(source)
+	if err != nil {
+		ap, err := netip.ParseAddrPort(source)
+		if err != nil {
+			return "unknown"
+		}
+		a = ap.Addr()
+	}
+	a = a.Unmap().WithZone("")
+	bits := 64
+	if a.Is4() {
+		bits = 24
+	}
+	p, err := a.Prefix(bits)
+	if err != nil {
+		return "unknown"
+	}
+	return p.String()
+}
+
+// onward is the header of a call as core sends it to a gateway: what the
+// caller sent, without what only components may say, and with what core says.
+func onward(in []relay.Field, v *verdict, requestID string) []relay.Field {
+	out := make([]relay.Field, 0, len(in)+3)
+	for _, f := range in {
+		switch {
+		case reserved(f.Name):
+			continue
+		case f.Name == "authorization" && !v.Treatment.ForwardAuthorization:
+			continue
+		case f.Name == relay.HeaderTraceparent && !validTraceparent(f.Value):
+			continue
+		}
+		out = append(out, f)
+	}
+	out = append(out, relay.Field{Name: relay.HeaderRequestID, Value: requestID})
+	if v.caller.ID != "" {
+		out = append(out, relay.Field{Name: relay.HeaderCaller, Value: percentEncode(callerName(v.caller))})
+	}
+	if len(v.Permissions) > 0 {
+		out = append(out, relay.Field{Name: relay.HeaderPermissions, Value: percentEncode(strings.Join(v.Permissions, ","))})
+	}
+	return out
+}
+
+// callerName is a caller as upstreams and logs read it.
+func callerName(c policy.Caller) string { return c.ID }
+
+// reserved reports whether only components may write a header of this name.
+func reserved(name string) bool {
+	const ours = "sallyport"
+	return len(name) > len(ours) && name[:len(ours)] == ours && (name[len(ours)] == '-' || name[len(ours)] == '_')
+}
+
+// validTraceparent accepts version 00 of the W3C format.
+func validTraceparent(s string) bool {
+	if len(s) != 55 || s[:3] != "00-" || s[35] != '-' || s[52] != '-' {
+		return false
+	}
+	for i := 3; i < len(s); i++ {
+		c := s[i]
+		if i != 35 && i != 52 && (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
+}
+
+// percentEncode keeps what identities consist of and writes every other byte
+// as %XX, so that no name can put anything else into a header.
+func percentEncode(s string) string {
+	plain := true
+	for i := 0; i < len(s) && plain; i++ {
+		plain = unescaped(s[i])
+	}
+	if plain {
+		return s
+	}
+	const digits = "0123456789ABCDEF"
+	var b strings.Builder
+	b.Grow(len(s) + 16)
+	for i := range len(s) {
+		if c := s[i]; unescaped(c) {
+			b.WriteByte(c)
+		} else {
+			b.WriteByte('%')
+			b.WriteByte(digits[c>>4])
+			b.WriteByte(digits[c&15])
+		}
+	}
+	return b.String()
+}
+
+func unescaped(c byte) bool {
+	switch {
+	case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9':
+		return true
+	}
+	return strings.IndexByte("-._~:/#@!$&'()*+,;=?[]", c) >= 0
+}

@@ -1,0 +1,217 @@
+package core
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"sallyport/acme/pki"
+	"sallyport/roles/link"
+	"sallyport/roles/relay"
+	"sallyport/store"
+)
+
+// proxies keeps core connected to every proxy that was added: it lets those
+// join that were invited, and keeps a control session and a relay link to
+// those that have.
+type proxies struct {
+	core    *core
+	log     *slog.Logger
+	kicked  chan struct{} // something about proxies may have changed
+	dialler link.Dialler
+	working sync.WaitGroup
+}
+
+func newProxies(c *core) *proxies {
+	return &proxies{core: c, log: c.log, kicked: make(chan struct{}, 1),
+		dialler: link.Dialler{Self: c.self, Log: c.log, Connect: relayDial}}
+}
+
+// kick makes run look at the registry again.
+func (p *proxies) kick() {
+	select {
+	case p.kicked <- struct{}{}:
+	default:
+	}
+}
+
+// proxySpec is what a worker was started for. Another one takes another worker.
+type proxySpec struct {
+	address, serverName string
+	incarnation         uint64
+}
+
+type proxyWorker struct {
+	spec proxySpec
+	stop context.CancelFunc
+	done chan struct{}
+}
+
+// run has one worker per proxy until ctx ends. After draining is closed no
+// relay link is made any more.
+func (p *proxies) run(ctx context.Context, draining <-chan struct{}) error {
+	workers := map[string]*proxyWorker{}
+	defer p.working.Wait()
+	for {
+		records, err := p.core.db.Components(ctx, pki.RoleProxy)
+		if err != nil && ctx.Err() == nil {
+			p.log.Error("cannot read which proxies there are, the former ones stay", "cause", err)
+		} else if err == nil {
+			p.reconcile(ctx, workers, records, draining)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-p.kicked:
+		}
+	}
+}
+
+// reconcile starts, replaces and ends workers so that there is one for each
+// record.
+func (p *proxies) reconcile(ctx context.Context, workers map[string]*proxyWorker, records []store.ComponentRecord, draining <-chan struct{}) {
+	wanted := map[string]proxySpec{}
+	for _, r := range records {
+		wanted[r.Name] = proxySpec{r.Address, r.ServerName, r.Incarnation}
+	}
+	for name, w := range workers {
+		if spec, ok := wanted[name]; !ok || spec != w.spec {
+			w.stop()
+			<-w.done
+			delete(workers, name)
+		}
+	}
+	for name, spec := range wanted {
+		if workers[name] != nil {
+			continue
+		}
+		working, stop := context.WithCancel(ctx)
+		w := &proxyWorker{spec: spec, stop: stop, done: make(chan struct{})}
+		workers[name] = w
+		p.working.Go(func() {
+			defer close(w.done)
+			defer stop()
+			p.work(working, name, spec, draining)
+		})
+	}
+}
+
+// work keeps both links to one proxy.
+func (p *proxies) work(ctx context.Context, name string, spec proxySpec, draining <-chan struct{}) {
+	m := p.core.registry.get(key{pki.RoleProxy, name})
+	var both sync.WaitGroup
+	both.Go(func() {
+		link.Keep(ctx, p.log, "control session with proxy "+name, func(ctx context.Context) error {
+			err := p.control(ctx, m, spec)
+			if err != nil && ctx.Err() == nil {
+				m.explain(clean(err.Error()))
+			}
+			return err
+		})
+	})
+	both.Go(func() {
+		link.Keep(ctx, p.log, "relay link to proxy "+name, func(ctx context.Context) error {
+			return p.relay(ctx, m, spec, draining)
+		})
+	})
+	both.Wait()
+}
+
+// control lets the proxy join if it has not, and runs its control session.
+func (p *proxies) control(ctx context.Context, m *component, spec proxySpec) error {
+	r, err := p.core.db.Component(ctx, pki.RoleProxy, m.name)
+	if err != nil {
+		return err
+	}
+	if r.State == store.StateInvited {
+		if err := p.join(ctx, r, spec); err != nil {
+			return err
+		}
+	}
+	conn, err := p.dialler.Dial(ctx, spec.address, link.ALPNControl, pki.Expect{Role: pki.RoleProxy, Name: m.name})
+	if err != nil {
+		// A proxy may have lost the answer to its joining, and a reusable one
+		// joins at each start: while its token is good it gets an answer.
+		if r.State == store.StateJoined && p.mayJoinAgain(ctx, r) && p.join(ctx, r, spec) == nil {
+			return errJoinedAgain
+		}
+		return err
+	}
+	defer conn.Close()
+	if refusal := p.core.check(link.ALPNControl, conn.Peer); refusal != nil {
+		return refusal
+	}
+	return p.core.sessions.Serve(ctx, conn)
+}
+
+var errJoinedAgain = errors.New("the proxy joined again")
+
+// mayJoinAgain reports whether a proxy that has joined may still use its token.
+func (p *proxies) mayJoinAgain(ctx context.Context, r store.ComponentRecord) bool {
+	token, err := p.core.db.TokenOf(ctx, r.Role, r.Name)
+	return err == nil && time.Now().Before(token.Expires)
+}
+
+// join lets an invited proxy join: core dials it and pins the key that its
+// token makes.
+func (p *proxies) join(ctx context.Context, r store.ComponentRecord, spec proxySpec) error {
+	token, err := p.core.db.TokenOf(ctx, r.Role, r.Name)
+	if err != nil {
+		return err
+	}
+	if !time.Now().Before(token.Expires) {
+		return &pki.Refusal{Code: pki.CodeTokenExpired, Cause: fmt.Sprintf("proxy %s has not joined, and its join token expired at %s", r.Name, token.Expires.UTC().Format(time.RFC3339)),
+			Remedy: fmt.Sprintf("add it again: sallyport proxy rm %s, then sallyport proxy add %s --address %s --core-ip …, and start it with the new token", r.Name, r.Name, r.Address)}
+	}
+	dialler := p.dialler
+	dialler.BootstrapKey = token.PublicKey
+	conn, err := dialler.Dial(ctx, spec.address, link.ALPNJoin, pki.Expect{Role: pki.RoleProxy, Name: r.Name})
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return p.core.registrar.Serve(ctx, conn)
+}
+
+// relay runs one relay link: core dialled, so core is the HTTP/2 server.
+func (p *proxies) relay(ctx context.Context, m *component, spec proxySpec, draining <-chan struct{}) error {
+	for !m.connected.Load() {
+		changed := p.core.registry.waiter()
+		if m.connected.Load() {
+			break
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	select {
+	case <-draining:
+		<-ctx.Done()
+		return nil
+	default:
+	}
+	conn, err := p.dialler.Dial(ctx, spec.address, link.ALPNRelay, pki.Expect{Role: pki.RoleProxy, Name: m.name})
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if refusal := p.core.check(link.ALPNRelay, conn.Peer); refusal != nil {
+		return refusal
+	}
+	l := relay.NewServer(conn.Conn, &relay.Options{Limits: relay.LinkLimits(), Metrics: p.core.relayed, Log: p.log, Hop: "core", Remote: "link to proxy " + m.name}, p.core.router)
+	l.SetPeer(m)
+	if !m.add(l) {
+		return errors.New("the control session ended")
+	}
+	select {
+	case <-draining:
+		l.Drain() // it may have been added after all others were told
+	default:
+	}
+	return l.Run(ctx)
+}

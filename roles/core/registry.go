@@ -1,0 +1,214 @@
+package core
+
+import (
+	"sort"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"sallyport/acme/pki"
+	"sallyport/roles/control"
+	"sallyport/roles/link"
+	"sallyport/roles/relay"
+)
+
+// key names a component.
+type key struct {
+	role pki.Role
+	name string
+}
+
+func (k key) String() string { return string(k.role) + " " + k.name }
+
+// registry is the components as they live: their sessions, links, and what
+// they last said. What is decided about them is in the store.
+type registry struct {
+	mu         sync.Mutex
+	components map[key]*component
+	changed    chan struct{} // closed and replaced when a component may have become able to take calls
+}
+
+func newRegistry() *registry {
+	return &registry{components: map[key]*component{}, changed: make(chan struct{})}
+}
+
+// get returns the component named k, new if there is none.
+func (r *registry) get(k key) *component {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := r.components[k]
+	if c == nil {
+		c = &component{key: k}
+		r.components[k] = c
+	}
+	return c
+}
+
+// find is get for readers: nil if there is none.
+func (r *registry) find(k key) *component {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.components[k]
+}
+
+// remove takes the component out and cuts it off: its session ends, its links
+// are closed and the calls on them end with UNAVAILABLE.
+func (r *registry) remove(k key, why *pki.Refusal) {
+	r.mu.Lock()
+	c := r.components[k]
+	delete(r.components, k)
+	r.mu.Unlock()
+	if c != nil {
+		c.cut(why)
+	}
+	r.wake()
+}
+
+// list returns the components of a role, by name; "" is all.
+func (r *registry) list(role pki.Role) []*component {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []*component
+	for k, c := range r.components {
+		if role == "" || k.role == role {
+			out = append(out, c)
+		}
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].key.String() < out[j].key.String() })
+	return out
+}
+
+// wake tells calls that wait for a gateway to look again.
+func (r *registry) wake() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	close(r.changed)
+	r.changed = make(chan struct{})
+}
+
+// waiter is closed at the next wake.
+func (r *registry) waiter() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.changed
+}
+
+// component is one gateway or proxy as it lives.
+type component struct {
+	key
+
+	// Every call reads these.
+	links        relay.Pool    // towards a gateway, from a proxy
+	connected    atomic.Bool   // a control session is up
+	acknowledged atomic.Uint64 // generation in force at its end, of this core's epoch
+
+	mu       sync.Mutex // guards what follows
+	removed  bool
+	session  *link.Session
+	instance [16]byte
+	announce *announcement
+	said     map[string]bool          // what the operator was told already
+	calls    map[string]*atomic.Int64 // in flight, by service
+	snapshot *control.Snapshot
+	hash     [32]byte
+	detail   string    // why it is not connected
+	noted    time.Time // when the store last heard that it was seen
+}
+
+// current is the live session, or nil.
+func (c *component) current() *link.Session {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.session
+}
+
+// begin makes s the session of the component. When the process at the other
+// end is another one than before, the former one's links are closed.
+func (c *component) begin(s *link.Session) bool {
+	c.mu.Lock()
+	if c.removed {
+		c.mu.Unlock()
+		return false
+	}
+	other := c.instance != s.Instance && c.instance != [16]byte{}
+	if other {
+		c.announce = nil
+	}
+	c.session, c.instance, c.detail = s, s.Instance, ""
+	c.acknowledged.Store(0)
+	c.connected.Store(true)
+	c.mu.Unlock()
+	if other {
+		c.links.Close(errSuperseded(c.key))
+	}
+	return true
+}
+
+// end notes that s is over. It reports whether s was the current session.
+func (c *component) end(s *link.Session, cause string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.session != s {
+		return false
+	}
+	c.session, c.detail = nil, cause
+	c.connected.Store(false)
+	c.acknowledged.Store(0)
+	return true
+}
+
+// add takes a relay link of the session that is current. It is false when
+// there is none.
+func (c *component) add(l *relay.Conn) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.removed || c.session == nil {
+		return false
+	}
+	c.links.Add(l)
+	return true
+}
+
+// cut ends everything that is open with the component, for good.
+func (c *component) cut(why *pki.Refusal) {
+	c.mu.Lock()
+	c.removed = true
+	s := c.session
+	c.session = nil
+	c.connected.Store(false)
+	c.mu.Unlock()
+	if s != nil {
+		s.Close(why)
+	}
+	c.links.Close(errCut(c.key, why))
+}
+
+// explain sets why the component is not connected.
+func (c *component) explain(detail string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.session == nil {
+		c.detail = detail
+	}
+}
+
+// once reports whether what has not been said yet; it has been from then on.
+func (c *component) once(what string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.said[what] {
+		return false
+	}
+	if c.said == nil || len(c.said) > 1000 {
+		c.said = map[string]bool{}
+	}
+	c.said[what] = true
+	return true
+}
+
+// announcement returns what the gateway last announced; nil if nothing.
+func (c *component) announcement() *announcement {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.announce
+}

@@ -1,0 +1,339 @@
+package core
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"sallyport/roles/policy"
+	"sallyport/roles/relay"
+)
+
+const (
+	routeWait  = time.Second // how long a call waits for a gateway that is about to be able to take it
+	maxWaiting = 4096        // calls that may wait at a time
+)
+
+// router takes the calls that proxies pass on, decides about each and gives it
+// to a gateway.
+type router struct {
+	log      *slog.Logger
+	registry *registry
+	denials  *denials
+	calls    *relay.CallMetrics
+	access   *relay.AccessLog
+	ruling   atomic.Pointer[ruling]
+	now      func() time.Time
+	wait     time.Duration
+
+	turn       atomic.Uint32 // so that idle gateways take turns
+	waiting    chan struct{} // a place per waiting call
+	goroutines sync.WaitGroup
+	stopped    <-chan struct{}
+}
+
+// ServeCall implements relay.Handler. The connection's peer is the proxy.
+func (r *router) ServeCall(call *relay.Call) {
+	proxy, ok := call.Peer().(*component)
+	if !ok {
+		call.Reject(codes.Internal, "core: a call came from nowhere")
+		return
+	}
+	r.calls.Begin()
+	p := &passage{router: r, call: call, proxy: proxy.name}
+	p.record = relay.CallRecord{Method: call.Path(), RequestID: call.Get(relay.HeaderRequestID), Source: clean(call.Get(relay.HeaderSource))}
+	if !relay.ValidRequestID(p.record.RequestID) {
+		p.record.RequestID = relay.NewRequestID()
+	}
+	call.OnDone(p.done)
+	if p.decide(r.ruling.Load()) {
+		p.route()
+	}
+}
+
+// passage is one call on its way through core. One goroutine at a time has it,
+// except for done.
+type passage struct {
+	router *router
+	call   *relay.Call
+	proxy  string
+
+	ruling *ruling
+	header []relay.Field
+	failed []refused // links on which the call was handed back
+
+	mu     sync.Mutex // guards what follows, which done reads
+	record relay.CallRecord
+	taken  *target     // who has the call
+	conn   *relay.Conn // on which link
+	ended  bool
+}
+
+// refused is a link on which a call was handed back, and why.
+type refused struct {
+	target *target
+	conn   *relay.Conn
+	reason error
+}
+
+// decide judges the call by r and rejects it when it is not allowed.
+func (p *passage) decide(r *ruling) bool {
+	v := r.judge(p.call.Path(), p.call.Header(), p.proxy, p.router.now())
+	p.ruling = r
+	p.mu.Lock()
+	p.record.Caller = v.caller.ID
+	if !v.Allowed {
+		p.record.Denied = v.Reason
+	}
+	p.mu.Unlock()
+	if !v.Allowed {
+		p.router.denials.add(v.denied, p.call.Path(), v.Reason, v.Code, p.router.now())
+		p.call.Reject(v.Code, v.Message, p.mark())
+		return false
+	}
+	p.header = onward(p.call.Header(), &v, p.record.RequestID)
+	return true
+}
+
+// mark is the request id that goes with every answer of core's own.
+func (p *passage) mark() relay.Field {
+	return relay.Field{Name: relay.HeaderRequestID, Value: p.record.RequestID}
+}
+
+// route gives the call to a gateway, lets it wait for one, or ends it.
+func (p *passage) route() {
+	m, _ := policy.ParseMethod(p.call.Path())
+	switch p.try(m.Service) {
+	case routed:
+	case notYet:
+		p.await(m.Service)
+	case noneServes:
+		p.call.Reject(codes.Unimplemented, "no gateway serves "+m.Service, p.mark())
+	case allAway:
+		p.call.Reject(codes.Unavailable, p.why(m.Service), p.mark())
+	}
+}
+
+type result int
+
+const (
+	routed     result = iota
+	notYet            // a gateway is about to be able to take it
+	noneServes        // nobody announced the service
+	allAway           // who announced it cannot take it
+)
+
+// try gives the call to the gateway with the fewest calls in flight among
+// those that serve, have acknowledged the ruling, and did not hand it back.
+func (p *passage) try(name string) result {
+	s := p.ruling.find(name)
+	if s == nil {
+		return noneServes
+	}
+	first := int(p.router.turn.Add(1) & 0xffff)
+	for range 3 {
+		var best *target
+		var bestConn *relay.Conn
+		least := 0
+		soon := false
+		for i := range s.targets {
+			t := &s.targets[(first+i)%len(s.targets)]
+			if !t.gateway.connected.Load() || t.known && !t.serving {
+				continue
+			}
+			var conn *relay.Conn
+			if t.known && t.gateway.acknowledged.Load() >= t.need {
+				conn = t.gateway.links.Pick()
+			}
+			switch {
+			case conn == nil:
+				soon = true
+				continue
+			case p.refusedOn(conn):
+				continue
+			}
+			if n := t.gateway.links.InFlight(); best == nil || n < least {
+				best, bestConn, least = t, conn, n
+			}
+		}
+		if best == nil {
+			if soon {
+				return notYet
+			}
+			return allAway
+		}
+		p.take(best, bestConn)
+		err := p.call.Forward(bestConn, p.header, relay.ForwardOptions{Retry: p.again})
+		if err == nil {
+			return routed
+		}
+		p.take(nil, nil)
+		if !errors.Is(err, relay.ErrNotAccepting) {
+			p.call.Reject(codes.Unavailable, "core: "+err.Error(), p.mark())
+			return routed
+		}
+	}
+	return notYet
+}
+
+// take notes which gateway has the call, and on which link.
+func (p *passage) take(t *target, l *relay.Conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ended {
+		return
+	}
+	if p.taken != nil {
+		p.taken.inFlight.Add(-1)
+	}
+	p.taken, p.conn = t, l
+	if t != nil {
+		t.inFlight.Add(1)
+		p.record.Gateway = t.gateway.name
+	}
+}
+
+// finish ends the passage and returns what there is to say about it.
+func (p *passage) finish() relay.CallRecord {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ended = true
+	if p.taken != nil {
+		p.taken.inFlight.Add(-1)
+		p.taken = nil
+	}
+	return p.record
+}
+
+// again is called when a gateway handed the call back and has certainly not
+// looked at it, and all of the call is still here.
+func (p *passage) again(reason error) {
+	p.mu.Lock()
+	t, conn := p.taken, p.conn
+	p.mu.Unlock()
+	if t == nil {
+		return
+	}
+	p.failed = append(p.failed, refused{t, conn, reason})
+	p.take(nil, nil)
+	p.route()
+}
+
+// refusedOn reports whether the call was handed back on this link already. The
+// gateway's other links may take it: a link that drains refuses too.
+func (p *passage) refusedOn(l *relay.Conn) bool {
+	for _, f := range p.failed {
+		if f.conn == l {
+			return true
+		}
+	}
+	return false
+}
+
+// await lets the call wait, in a goroutine of its own, until a gateway can
+// take it. A ruling that is newer by then decides anew.
+func (p *passage) await(name string) {
+	r := p.router
+	select {
+	case r.waiting <- struct{}{}:
+	default:
+		p.call.Reject(codes.Unavailable, "core: too many calls wait for a gateway of "+name, p.mark())
+		return
+	}
+	r.goroutines.Go(func() {
+		defer func() { <-r.waiting }()
+		limit := r.wait
+		if t, ok := p.call.Timeout(); ok {
+			limit = min(limit, t)
+		}
+		timer := time.NewTimer(limit)
+		defer timer.Stop()
+		for {
+			changed := r.registry.waiter()
+			if now := r.ruling.Load(); now != p.ruling && !p.decide(now) {
+				return
+			}
+			switch p.try(name) {
+			case routed:
+				return
+			case noneServes:
+				p.call.Reject(codes.Unimplemented, "no gateway serves "+name, p.mark())
+				return
+			case allAway:
+				p.call.Reject(codes.Unavailable, p.why(name), p.mark())
+				return
+			}
+			select {
+			case <-changed:
+			case <-timer.C:
+				p.call.Reject(codes.Unavailable, p.why(name), p.mark())
+				return
+			case <-r.stopped:
+				p.call.Reject(codes.Unavailable, errShutdown.Error(), p.mark())
+				return
+			}
+		}
+	})
+}
+
+// why says which hop keeps a call from being served.
+func (p *passage) why(name string) string {
+	s := p.ruling.find(name)
+	if s == nil {
+		return "no gateway serves " + name
+	}
+	var parts []string
+	for i := range s.targets {
+		if i == 3 {
+			parts = append(parts, fmt.Sprintf("and %d more", len(s.targets)-3))
+			break
+		}
+		parts = append(parts, p.whyNot(&s.targets[i]))
+	}
+	return strings.Join(parts, "; ")
+}
+
+func (p *passage) whyNot(t *target) string {
+	who := "gateway " + t.gateway.name
+	for _, f := range p.failed {
+		if f.target.gateway == t.gateway {
+			return who + ": " + f.say()
+		}
+	}
+	switch {
+	case !t.gateway.connected.Load():
+		return who + " is not connected to core"
+	case !t.known:
+		return who + " has not announced its services yet"
+	case !t.serving:
+		return who + ": upstream " + t.upstream + " is down: " + t.why
+	case t.gateway.acknowledged.Load() < t.need:
+		return who + " has not acknowledged the policy in force yet"
+	}
+	return who + ": no link takes calls"
+}
+
+// done notes how the call ended.
+func (p *passage) done(o relay.Outcome) {
+	record := p.finish()
+	record.Code, record.Duration = o.Code, o.Duration
+	if o.OriginHop {
+		record.Message = o.Message
+	}
+	p.router.calls.End(record)
+	p.router.access.Write(record)
+}
+
+// say is why the gateway handed the call back.
+func (f *refused) say() string {
+	if f.target.upstream != "" {
+		return "upstream " + f.target.upstream + " could not be reached (" + f.reason.Error() + ")"
+	}
+	return f.reason.Error()
+}

@@ -1,0 +1,100 @@
+package core
+
+import (
+	"crypto/sha256"
+	"sort"
+	"strings"
+	"sync/atomic"
+
+	"sallyport/acme/pki"
+	"sallyport/roles/policy"
+	"sallyport/store"
+)
+
+// ruling is what decides about calls, at one moment. It is immutable.
+type ruling struct {
+	policy   *policy.Policy
+	version  uint64 // of the policy, 0: built in
+	keys     *policy.Keys
+	services map[string]*service
+	patterns []*service // names ending in .*, longest first
+}
+
+// service is who may serve a service.
+type service struct {
+	name    string
+	targets []target
+}
+
+// target is one gateway that may serve a service.
+type target struct {
+	gateway  *component
+	need     uint64 // the generation that tells the gateway what decided
+	known    bool   // the gateway has said what it serves, since it last started
+	serving  bool   // its upstream answers
+	upstream string
+	why      string // why it does not
+	inFlight *atomic.Int64
+}
+
+// rule makes the ruling of facts. need is the generation of each component's
+// snapshot.
+func (p *publisher) rule(f *facts, need map[*component]uint64) *ruling {
+	r := &ruling{policy: f.policy, version: p.version, keys: keysOf(f.keys), services: map[string]*service{}}
+	for _, row := range f.services {
+		if row.State != store.ServiceRouted {
+			continue
+		}
+		g := p.registry.find(key{pki.RoleGateway, row.Gateway})
+		if g == nil || need[g] == 0 {
+			continue
+		}
+		t := target{gateway: g, need: need[g], inFlight: g.counter(row.Service)}
+		if a := g.announcement(); a != nil {
+			s, announced := a.services[row.Service]
+			if !announced {
+				continue
+			}
+			t.known, t.serving, t.upstream = true, s.serving, s.upstream
+			if !s.serving {
+				t.why = a.why(s.upstream)
+			}
+		}
+		s := r.services[row.Service]
+		if s == nil {
+			s = &service{name: row.Service}
+			r.services[row.Service] = s
+			if strings.HasSuffix(row.Service, ".*") {
+				r.patterns = append(r.patterns, s)
+			}
+		}
+		s.targets = append(s.targets, t)
+	}
+	sort.Slice(r.patterns, func(i, j int) bool { return len(r.patterns[i].name) > len(r.patterns[j].name) })
+	return r
+}
+
+// find returns who may serve a service, nil for nobody. A service announced by
+// its own name goes before every pattern that covers it.
+func (r *ruling) find(name string) *service {
+	if s := r.services[name]; s != nil {
+		return s
+	}
+	for _, s := range r.patterns {
+		if strings.HasPrefix(name, s.name[:len(s.name)-1]) {
+			return s
+		}
+	}
+	return nil
+}
+
+func keysOf(rows []store.APIKeyRecord) *policy.Keys {
+	var keys []policy.Key
+	for _, k := range rows {
+		if !k.Revoked.IsZero() || len(k.SHA256) != sha256.Size {
+			continue
+		}
+		keys = append(keys, policy.Key{Name: k.Name, SHA256: [sha256.Size]byte(k.SHA256), Expires: k.Expires})
+	}
+	return policy.NewKeys(keys)
+}
