@@ -66,7 +66,7 @@ func ClientOver(conn *Conn) (*grpc.ClientConn, error) {
 			return conn, nil
 		}),
 		grpc.WithTransportCredentials(transport{conn}),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
+		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(codec), grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
 		grpc.WithInitialWindowSize(1<<20), grpc.WithInitialConnWindowSize(1<<20),
 		grpc.WithMaxHeaderListSize(16<<10),
 		grpc.WithDisableRetry(), grpc.WithDisableServiceConfig(), grpc.WithNoProxy(), grpc.WithIdleTimeout(0),
@@ -78,6 +78,7 @@ func ClientOver(conn *Conn) (*grpc.ClientConn, error) {
 func ServeOver(ctx context.Context, conn *Conn, register func(*grpc.Server), options ...grpc.ServerOption) error {
 	server := grpc.NewServer(append([]grpc.ServerOption{
 		grpc.Creds(transport{conn}),
+		grpc.ForceServerCodecV2(codec),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
 		grpc.InitialWindowSize(1 << 20), grpc.InitialConnWindowSize(1 << 20),
 		grpc.MaxHeaderListSize(16 << 10), grpc.MaxConcurrentStreams(8),

@@ -61,16 +61,22 @@ type Port struct {
 	once       sync.Once
 	refusals   *refusalLog
 	handshakes chan struct{}
-	strangers  chan struct{} // connections without a proven identity: join, renew, h2
 	mu         sync.Mutex
-	bySource   map[netip.Addr]int // handshakes running, per source
+	bySource   map[netip.Prefix]int // handshakes running, per source
+	open       map[string]int       // accepted connections, per kind and per kind and peer
 }
 
 const (
 	defaultHandshakeTimeout = 10 * time.Second
 	defaultHandshakes       = 64
-	maxStrangers            = 64
 	strangerTime            = time.Minute // join and renew; health probes may watch longer
+
+	// Accepted connections at a time. Of those that prove no identity (renew,
+	// h2, and join with a key that no token made): per protocol, and for one
+	// source address. Of the others: per protocol for one identity or token.
+	maxStrangers  = 64
+	maxFromSource = 16
+	maxOfIdentity = 64
 )
 
 func (p *Port) init() {
@@ -86,8 +92,8 @@ func (p *Port) init() {
 		}
 		p.refusals = newRefusalLog(p.Log)
 		p.handshakes = make(chan struct{}, p.Handshakes)
-		p.strangers = make(chan struct{}, maxStrangers)
-		p.bySource = make(map[netip.Addr]int)
+		p.bySource = make(map[netip.Prefix]int)
+		p.open = make(map[string]int)
 	})
 }
 
@@ -127,13 +133,14 @@ func (p *Port) Serve(ctx context.Context, l net.Listener) error {
 		}
 		pause = 5 * time.Millisecond
 		remote := remoteOf(nc)
+		source := sourcePrefix(remote.Addr())
 		if p.Admit != nil && !p.Admit(remote) {
 			p.refusals.note(remote, "", &pki.Refusal{Code: "address_not_a_peer", Cause: "a connection from an address that is no peer of this port",
 				Remedy: "if a component lives there, add the address to its --ip (gateway) or --core-ip (proxy)"})
 			nc.Close()
 			continue
 		}
-		if !p.begin(remote.Addr()) {
+		if !p.begin(source) {
 			p.refusals.note(remote, "", &pki.Refusal{Code: "too_many_handshakes", Cause: "too many unfinished connections from one address",
 				Remedy: "if a component lives there, it dials too often: read its log; if not, keep the address out with the firewall"})
 			nc.Close()
@@ -142,7 +149,7 @@ func (p *Port) Serve(ctx context.Context, l net.Listener) error {
 		select {
 		case p.handshakes <- struct{}{}:
 		case <-ctx.Done():
-			p.end(remote.Addr())
+			p.end(source)
 			nc.Close()
 			return nil
 		}
@@ -150,7 +157,7 @@ func (p *Port) Serve(ctx context.Context, l net.Listener) error {
 	}
 }
 
-func (p *Port) begin(source netip.Addr) bool {
+func (p *Port) begin(source netip.Prefix) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.bySource[source] >= max(p.Handshakes/2, 1) {
@@ -160,7 +167,7 @@ func (p *Port) begin(source netip.Addr) bool {
 	return true
 }
 
-func (p *Port) end(source netip.Addr) {
+func (p *Port) end(source netip.Prefix) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.bySource[source]--; p.bySource[source] <= 0 {
@@ -174,7 +181,7 @@ func (p *Port) connection(ctx context.Context, nc net.Conn, remote netip.AddrPor
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
 	conn, err := p.handshake(ctx, nc, remote)
 	<-p.handshakes
-	p.end(remote.Addr())
+	p.end(sourcePrefix(remote.Addr()))
 	if !stop() || err != nil {
 		return
 	}
@@ -184,31 +191,63 @@ func (p *Port) connection(ctx context.Context, nc net.Conn, remote netip.AddrPor
 
 // dispatch hands an accepted connection to what serves its protocol.
 func (p *Port) dispatch(ctx context.Context, conn *Conn) {
-	switch conn.ALPN {
-	case ALPNJoin, ALPNRenew, ALPNHealth:
-		select {
-		case p.strangers <- struct{}{}:
-			defer func() { <-p.strangers }()
-		default:
-			p.refusals.note(conn.Peer.Remote, conn.ALPN, &pki.Refusal{Code: "too_many_strangers", Cause: "too many connections without an identity are open",
-				Remedy: "keep strangers out with the firewall; who wants to join tries again by itself"})
-			return
-		}
+	release, r := p.reserve(conn)
+	if r != nil {
+		p.refusals.note(conn.Peer.Remote, conn.ALPN, r)
+		return
+	}
+	defer release()
+	if conn.ALPN == ALPNJoin || conn.ALPN == ALPNRenew {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, strangerTime)
+		defer cancel()
 	}
 	switch conn.ALPN {
 	case ALPNHealth:
 		p.serveHealth(ctx, conn)
 	case ALPNRenew:
-		ctx, cancel := context.WithTimeout(ctx, strangerTime)
-		defer cancel()
 		p.serveRenew(ctx, conn)
-	case ALPNJoin:
-		ctx, cancel := context.WithTimeout(ctx, strangerTime)
-		defer cancel()
-		p.Handlers[conn.ALPN](ctx, conn)
 	default:
 		p.Handlers[conn.ALPN](ctx, conn)
 	}
+}
+
+// reserve counts an accepted connection, or refuses it for being one too many.
+func (p *Port) reserve(conn *Conn) (release func(), r *pki.Refusal) {
+	who, most, all := conn.Peer.ID.String(), maxOfIdentity, 0
+	switch conn.ALPN {
+	case ALPNJoin:
+		peer := conn.Peer
+		if p.verdict(ALPNJoin, &peer) == nil && peer.BootstrapKey != nil {
+			who = string(peer.BootstrapKey) // strangers must not keep newcomers out
+			break
+		}
+		fallthrough
+	case ALPNRenew, ALPNHealth:
+		who, most, all = sourcePrefix(conn.Peer.Remote.Addr()).String(), maxFromSource, maxStrangers
+	}
+	kind := conn.ALPN
+	who = kind + " " + who
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.open[who] >= most || all > 0 && p.open[kind] >= all {
+		return nil, &pki.Refusal{Code: "too_many_connections", Cause: "too many connections of this kind are open",
+			Remedy: "a component tries again by itself; if it persists, look for a second process with its identity, or keep strangers out with the firewall"}
+	}
+	p.open[who]++
+	if all > 0 {
+		p.open[kind]++
+	}
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.open[who]--; p.open[who] == 0 {
+			delete(p.open, who)
+		}
+		if all > 0 {
+			p.open[kind]--
+		}
+	}, nil
 }
 
 // state is what this handshake proves and believes, and the join token if the

@@ -24,8 +24,9 @@ type stream[F any] interface {
 
 // exchange describes one such RPC.
 type exchange[F any] struct {
+	most     int  // bytes of a frame
 	drain    bool // f has left nobody reading when it returns
-	open     func(context.Context, *grpc.ClientConn) (stream[F], error)
+	open     func(context.Context, *grpc.ClientConn, ...grpc.CallOption) (stream[F], error)
 	register func(*grpc.Server, func(stream[F]) error)
 }
 
@@ -54,7 +55,7 @@ func (x exchange[F]) call(ctx context.Context, conn *Conn, f func(stream[F]) err
 	defer cc.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	st, err := x.open(ctx, cc)
+	st, err := x.open(ctx, cc, grpc.MaxCallRecvMsgSize(x.most))
 	if err != nil {
 		return endOf(ctx, err)
 	}
@@ -96,7 +97,7 @@ func (x exchange[F]) serve(ctx context.Context, conn *Conn, f func(stream[F]) er
 		}
 		return nil
 	}
-	err := ServeOver(ctx, conn, func(s *grpc.Server) { x.register(s, handler) })
+	err := ServeOver(ctx, conn, func(s *grpc.Server) { x.register(s, handler) }, grpc.MaxRecvMsgSize(x.most))
 	select {
 	case r := <-result:
 		return r
@@ -133,8 +134,9 @@ func endOf(ctx context.Context, err error) error {
 
 var joinExchange = exchange[control.JoinFrame]{
 	drain: true,
-	open: func(ctx context.Context, cc *grpc.ClientConn) (stream[control.JoinFrame], error) {
-		return control.NewJoinClient(cc).Join(ctx)
+	most:  256 << 10, // strangers send it
+	open: func(ctx context.Context, cc *grpc.ClientConn, o ...grpc.CallOption) (stream[control.JoinFrame], error) {
+		return control.NewJoinClient(cc).Join(ctx, o...)
 	},
 	register: func(s *grpc.Server, run func(stream[control.JoinFrame]) error) {
 		control.RegisterJoinServer(s, joinServer{run: run})
@@ -151,8 +153,9 @@ func (j joinServer) Join(st grpc.BidiStreamingServer[control.JoinFrame, control.
 }
 
 var controlExchange = exchange[control.Frame]{
-	open: func(ctx context.Context, cc *grpc.ClientConn) (stream[control.Frame], error) {
-		return control.NewControlClient(cc).Session(ctx)
+	most: maxMessage,
+	open: func(ctx context.Context, cc *grpc.ClientConn, o ...grpc.CallOption) (stream[control.Frame], error) {
+		return control.NewControlClient(cc).Session(ctx, o...)
 	},
 	register: func(s *grpc.Server, run func(stream[control.Frame]) error) {
 		control.RegisterControlServer(s, controlServer{run: run})
