@@ -253,10 +253,7 @@ func TestIssueLeafNeverYieldsAComponent(t *testing.T) {
 func TestIssueLeaf(t *testing.T) {
 	a := testAuthority(t)
 	for _, kind := range KeyKinds {
-		key, err := NewKey(kind)
-		if err != nil {
-			t.Fatal(err)
-		}
+		key := keyOf(t, kind)
 		out, err := a.IssueLeaf(LeafRequest{ID: testID(RoleService, "orders"), PublicKey: key.Public(), Server: true, Client: true,
 			DNS: []string{"orders.example.org", "*.orders.example.org", "localhost"}, IPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")},
 			URIs: []string{"https://example.org/orders"}}, epoch)

@@ -76,8 +76,9 @@ func describeNames(c *x509.Certificate) []string {
 	for _, ip := range c.IPAddresses {
 		names = append(names, "IP "+ip.String())
 	}
+	id, _ := CertificateID(c) // has a line of its own
 	for _, u := range c.URIs {
-		if !isSPIFFE(u.String()) || len(c.URIs) > 1 {
+		if u.String() != id.String() {
 			names = append(names, "URI "+u.String())
 		}
 	}

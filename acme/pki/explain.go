@@ -115,7 +115,7 @@ func explainUnknown(e x509.UnknownAuthorityError, chain []*x509.Certificate) Ref
 func explainInvalid(e x509.CertificateInvalidError, now time.Time) Refusal {
 	c := e.Cert
 	if now.IsZero() {
-		now = time.Now()
+		now = checkedAt(e.Detail)
 	}
 	switch e.Reason {
 	case x509.Expired:
@@ -147,6 +147,18 @@ func explainInvalid(e x509.CertificateInvalidError, now time.Time) Refusal {
 		return Refusal{CodeWrongUsage, "the CA may not issue for this use (extended key usage)", "use another CA"}
 	}
 	return Refusal{CodeBadCertificate, "the certificate does not verify: " + printable(e.Error(), 300), "look at it with: sallyport cert show FILE"}
+}
+
+// checkedAt finds the time of a verification in what crypto/x509 says about it
+// ("current time 2026-03-01T12:00:00Z is after …"), else takes the present.
+func checkedAt(detail string) time.Time {
+	if _, rest, ok := strings.Cut(detail, "current time "); ok {
+		text, _, _ := strings.Cut(rest, " ")
+		if t, err := time.Parse(time.RFC3339, text); err == nil {
+			return t
+		}
+	}
+	return time.Now()
 }
 
 func explainHostname(e x509.HostnameError) Refusal {

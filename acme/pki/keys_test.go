@@ -15,10 +15,7 @@ import (
 
 func TestKeyPEM(t *testing.T) {
 	for _, kind := range KeyKinds {
-		key, err := NewKey(kind)
-		if err != nil {
-			t.Fatal(err)
-		}
+		key := keyOf(t, kind)
 		text, err := MarshalKeyPEM(key)
 		if err != nil {
 			t.Fatal(err)
@@ -38,10 +35,7 @@ func TestKeyPEM(t *testing.T) {
 	if _, err := NewKey("rsa1024"); err == nil || !strings.Contains(err.Error(), "p256") {
 		t.Errorf("%v", err)
 	}
-	key, err := rsaKey()
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := keyOf(t, "rsa2048")
 	old := pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key.(*rsa.PrivateKey))})
 	if _, err := ParseKeyPEM(old); err != nil {
 		t.Errorf("PKCS #1: %v", err)

@@ -93,5 +93,18 @@ func needTool(t *testing.T, tool string) string {
 	return ""
 }
 
-// rsaKey is made once; RSA keys take a while.
-var rsaKey = sync.OnceValues(func() (crypto.Signer, error) { return NewKey("rsa2048") })
+// keyOf makes one key of each kind per run; the large RSA keys take seconds.
+func keyOf(t testing.TB, kind string) crypto.Signer {
+	t.Helper()
+	if key, ok := keysOf.Load(kind); ok {
+		return key.(crypto.Signer)
+	}
+	key, err := NewKey(kind)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keysOf.Store(kind, key)
+	return key
+}
+
+var keysOf sync.Map
