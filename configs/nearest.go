@@ -1,10 +1,11 @@
 package configs
 
 // Nearest returns the word of a list that a misspelt one most likely meant,
-// or "" when none is near: at most one edit for every three letters, where an
-// edit inserts, drops or changes a letter or swaps two neighbours.
+// or "" when none is near: at most one edit, another for every three letters,
+// and three in all, where an edit inserts, drops or changes a letter or swaps
+// two neighbours.
 func Nearest(word string, list []string) string {
-	best, distance := "", len(word)/3+1
+	best, distance := "", min(len(word)/3+1, 3)
 	for _, w := range list {
 		if d := edits(word, w, distance); d < distance || d == distance && best == "" {
 			best, distance = w, d

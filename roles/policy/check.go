@@ -125,17 +125,16 @@ func (c *checker) meant(pattern string) string {
 			}
 		}
 	}
-	// One letter in three would be far too much of a name this long.
 	near := configs.Nearest(pattern, names)
-	if near == "" || !close(pattern, near) {
+	if near == "" || !akin(pattern, near) {
 		return ""
 	}
 	return "; did you mean " + near + "?"
 }
 
-// close says whether two methods differ in their service or in their method
+// akin says whether two methods differ in their service or in their method
 // alone, or in letters' case.
-func close(a, b string) bool {
+func akin(a, b string) bool {
 	if strings.EqualFold(a, b) {
 		return true
 	}
