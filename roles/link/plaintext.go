@@ -2,7 +2,6 @@ package link
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +9,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"golang.org/x/net/http2"
 
 	"sallyport/acme/pki"
 )
@@ -143,6 +144,8 @@ func (k Plaintext) Answer(nc net.Conn, port string) {
 		text := r.Cause + ".\n" + r.Remedy + ".\n"
 		answer = fmt.Appendf(nil, "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", len(text), text)
 	case HTTP2:
+		nc.SetDeadline(time.Now().Add(time.Second))
+		awaitRequest(nc)
 		answer = goAway(r.Cause + "; " + r.Remedy)
 	default:
 		return
@@ -153,15 +156,32 @@ func (k Plaintext) Answer(nc net.Conn, port string) {
 	}
 }
 
-// goAway is an empty SETTINGS frame and a GOAWAY with INADEQUATE_SECURITY and debug data.
+// awaitRequest reads HTTP/2 frames up to the first request, or until the
+// deadline. A client that is sent away before it has asked anything reports
+// only that the connection is closing; its pending request it ends with the
+// debug data.
+func awaitRequest(nc net.Conn) {
+	if _, err := io.CopyN(io.Discard, nc, int64(len(http2.ClientPreface))); err != nil {
+		return
+	}
+	f := http2.NewFramer(io.Discard, nc)
+	f.SetMaxReadFrameSize(16 << 10)
+	nc.Write([]byte{0, 0, 0, byte(http2.FrameSettings), 0, 0, 0, 0, 0})
+	for range 16 {
+		frame, err := f.ReadFrame()
+		if err != nil || frame.Header().Type == http2.FrameHeaders {
+			return
+		}
+	}
+}
+
+// goAway is a GOAWAY with INADEQUATE_SECURITY and debug data. It lets pending
+// requests stand: the end of the connection ends them, and they are not tried
+// again.
 func goAway(text string) []byte {
-	const settings, goaway, inadequateSecurity = 0x4, 0x7, 0xc
-	b := []byte{0, 0, 0, settings, 0, 0, 0, 0, 0}
-	n := 8 + len(text)
-	b = append(b, byte(n>>16), byte(n>>8), byte(n), goaway, 0, 0, 0, 0, 0)
-	b = binary.BigEndian.AppendUint32(b, 0)
-	b = binary.BigEndian.AppendUint32(b, inadequateSecurity)
-	return append(b, text...)
+	var b bytes.Buffer
+	http2.NewFramer(&b, nil).WriteGoAway(1<<31-1, http2.ErrCodeInadequateSecurity, []byte(text))
+	return b.Bytes()
 }
 
 // linger says that no more will come and reads what is still arriving, for a

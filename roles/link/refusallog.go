@@ -26,7 +26,7 @@ type refusalLog struct {
 type refusalKey struct {
 	source netip.Prefix
 	alpn   string
-	code   string
+	what   string // the code; for plaintext, whose causes are ours, the cause
 }
 
 type refusalSeen struct {
@@ -45,7 +45,11 @@ func newRefusalLog(log *slog.Logger) *refusalLog {
 
 // note logs that remote was refused for r, or counts it.
 func (l *refusalLog) note(remote netip.AddrPort, alpn string, r *pki.Refusal) {
-	repeated, dropped, say := l.count(remote, alpn, r.Code)
+	what := r.Code
+	if what == pki.CodePlaintext || what == pki.CodeNotTLS {
+		what = r.Cause
+	}
+	repeated, dropped, say := l.count(remote, alpn, what)
 	if !say {
 		return
 	}
@@ -62,9 +66,9 @@ func (l *refusalLog) note(remote netip.AddrPort, alpn string, r *pki.Refusal) {
 	l.log.Warn("refused a connection", attrs...)
 }
 
-func (l *refusalLog) count(remote netip.AddrPort, alpn, code string) (repeated, dropped int, say bool) {
+func (l *refusalLog) count(remote netip.AddrPort, alpn, what string) (repeated, dropped int, say bool) {
 	now := time.Now()
-	key := refusalKey{source: sourcePrefix(remote.Addr()), alpn: alpn, code: code}
+	key := refusalKey{source: sourcePrefix(remote.Addr()), alpn: alpn, what: what}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := l.seen[key]

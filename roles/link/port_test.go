@@ -1,0 +1,272 @@
+package link
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/credentials"
+
+	"sallyport/acme/pki"
+	"sallyport/roles/control"
+)
+
+// testTLS is how a stranger who knows the CA sees the port: his own names do
+// not matter here.
+func testTLS(*ca) credentials.TransportCredentials {
+	return credentials.NewTLS(&tls.Config{InsecureSkipVerify: true})
+}
+
+func gatewayDial(t *testing.T, s *Self, addr, alpn string) (*Conn, error) {
+	t.Helper()
+	conn, err := (&Dialler{Self: s}).Dial(testContext(t), addr, alpn, pki.Expect{Role: pki.RoleCore})
+	if err == nil {
+		t.Cleanup(func() { conn.NetConn().Close() })
+	}
+	return conn, err
+}
+
+// TestNewestCounts: a handshake reads what is in force when it happens.
+func TestNewestCounts(t *testing.T) {
+	c := newCA(t)
+	var log logged
+	core := corePort(c, &log)
+	addr := listen(t, core)
+	gateway := c.self(pki.RoleGateway, "one")
+	first, err := gatewayDial(t, gateway, addr, ALPNControl)
+	if err != nil {
+		t.Fatal(err)
+	}
+	was := core.Self.Credentials()
+	core.Self.Set(c.credentials(pki.RoleCore, "core"), nil)
+	second, err := gatewayDial(t, gateway, addr, ALPNControl)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !first.Peer.Chain[0].Equal(was.Chain[0]) || !second.Peer.Chain[0].Equal(core.Self.Credentials().Chain[0]) {
+		t.Fatal("core did not present its newest certificate")
+	}
+
+	core.Self.SetRevocations([]*control.Revocation{{Serial: "00" + strings.ToUpper(pki.Serial(gateway.Credentials().Chain[0]))}})
+	_, err = gatewayDial(t, gateway, addr, ALPNControl)
+	wantRefusal(t, err, pki.CodeRevoked)
+	gateway.Set(c.credentials(pki.RoleGateway, "one"), nil)
+	if _, err := gatewayDial(t, gateway, addr, ALPNControl); err != nil {
+		t.Fatalf("its next certificate: %v", err)
+	}
+	core.Self.SetRevocations([]*control.Revocation{{Identity: c.id(pki.RoleGateway, "one").String(), Incarnation: 1}})
+	_, err = gatewayDial(t, gateway, addr, ALPNRelay)
+	wantRefusal(t, err, pki.CodeRevoked)
+
+	// The other direction: the dialler's newest revocations count too.
+	gateway.SetRevocations([]*control.Revocation{{Identity: c.id(pki.RoleCore, "core").String(), Incarnation: 1}})
+	_, err = gatewayDial(t, gateway, addr, ALPNRelay)
+	wantRefusal(t, err, pki.CodeRevoked)
+}
+
+func TestRevocations(t *testing.T) {
+	c := newCA(t)
+	cert, id := c.credentials(pki.RoleGateway, "one").Chain[0], c.id(pki.RoleGateway, "one")
+	r := newRevocations([]*control.Revocation{{Identity: id.String(), Incarnation: 3}, {Identity: id.String(), Incarnation: 2}, {}})
+	for incarnation, want := range map[uint64]bool{1: true, 3: true, 4: false} {
+		if got := r.covers(cert, id, incarnation); got != want {
+			t.Errorf("incarnation %d: %v", incarnation, got)
+		}
+	}
+	if r.covers(cert, c.id(pki.RoleGateway, "two"), 1) || newRevocations(nil).covers(cert, id, 1) {
+		t.Error("what is not revoked is covered")
+	}
+}
+
+// TestApply: a snapshot's bundle and revocations; never those of another trust domain.
+func TestApply(t *testing.T) {
+	c := newCA(t)
+	s := c.self(pki.RoleGateway, "one")
+	if err := s.Apply(&control.Snapshot{Bundle: c.authority.Bundle().Proto(), Revocations: []*control.Revocation{{Serial: "ab"}}}); err != nil {
+		t.Fatal(err)
+	}
+	other := c.authority.Bundle().Proto()
+	other.TrustDomain = "elsewhere.internal"
+	for name, b := range map[string]*control.TrustBundle{"other domain": other, "none": nil} {
+		if err := s.Apply(&control.Snapshot{Bundle: b}); err == nil {
+			t.Errorf("%s was applied", name)
+		}
+	}
+	if !s.state.Load().revoked.serial["ab"] {
+		t.Error("a refused snapshot changed the revocations")
+	}
+}
+
+func TestHandshakeLimits(t *testing.T) {
+	c := newCA(t)
+	var log logged
+	p := corePort(c, &log)
+	p.HandshakeTimeout, p.Handshakes = 300*time.Millisecond, 4
+	addr := listen(t, p)
+	var silent []net.Conn
+	for range 3 { // half of 4 may be in their handshake from one address
+		nc, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		silent = append(silent, nc)
+	}
+	log.awaits(t, "refused a connection", "code=too_many_handshakes", "remedy=")
+	for _, nc := range silent {
+		nc.SetReadDeadline(time.Now().Add(5 * time.Second))
+		if _, err := nc.Read(make([]byte, 1)); err == nil || strings.Contains(err.Error(), "timeout") {
+			t.Fatalf("a silent connection is still open: %v", err)
+		}
+	}
+	if _, err := gatewayDial(t, c.self(pki.RoleGateway, "one"), addr, ALPNControl); err != nil {
+		t.Fatalf("after the silent ones: %v", err)
+	}
+	// One that stops in the middle of the handshake.
+	nc, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	nc.Write([]byte{0x16, 3, 1, 0x40, 0})
+	nc.SetReadDeadline(time.Now().Add(5 * time.Second))
+	if _, err := nc.Read(make([]byte, 1)); err == nil || strings.Contains(err.Error(), "timeout") {
+		t.Fatalf("a stalled handshake is still open: %v", err)
+	}
+}
+
+func TestConnectionLimits(t *testing.T) {
+	c := newCA(t)
+	var log logged
+	p := corePort(c, &log)
+	open := 0
+	for {
+		release, r := reserveOne(p, ALPNRelay, c.id(pki.RoleGateway, "one"), "10.0.0.1:1")
+		if r != nil {
+			break
+		}
+		defer release()
+		open++
+	}
+	if open != maxOfIdentity {
+		t.Fatalf("%d connections of one identity", open)
+	}
+	if _, r := reserveOne(p, ALPNRelay, c.id(pki.RoleGateway, "two"), "10.0.0.1:1"); r != nil {
+		t.Fatal("one identity keeps another out")
+	}
+	strangers := 0
+	for i := range 200 {
+		source := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(i / 8)}), 1).String()
+		if _, r := reserveOne(p, ALPNHealth, pki.ID{}, source); r == nil {
+			strangers++
+		}
+	}
+	if strangers != maxStrangers {
+		t.Fatalf("%d strangers", strangers)
+	}
+	if _, r := reserveOne(p, ALPNRenew, pki.ID{}, "10.0.0.1:1"); r != nil {
+		t.Fatal("probes keep those out who ask why")
+	}
+}
+
+func reserveOne(p *Port, alpn string, id pki.ID, remote string) (func(), *pki.Refusal) {
+	p.init()
+	return p.reserve(&Conn{ALPN: alpn, Peer: Peer{ID: id, Remote: netip.MustParseAddrPort(remote)}})
+}
+
+func TestAdmit(t *testing.T) {
+	c := newCA(t)
+	var log logged
+	var admit atomic.Bool
+	p := corePort(c, &log)
+	p.Admit = func(a netip.AddrPort) bool { return a.Addr().IsLoopback() && admit.Load() }
+	addr := listen(t, p)
+	if _, err := gatewayDial(t, c.self(pki.RoleGateway, "one"), addr, ALPNControl); err == nil {
+		t.Fatal("admitted")
+	}
+	log.awaits(t, "refused a connection", "code=address_not_a_peer", "remedy=")
+	admit.Store(true)
+	if _, err := gatewayDial(t, c.self(pki.RoleGateway, "one"), addr, ALPNControl); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestCheckNeedsTheKey: Check, which may raise alarms, does not hear of a
+// certificate whose key the dialler does not hold.
+func TestCheckNeedsTheKey(t *testing.T) {
+	c := newCA(t)
+	var log logged
+	var checks atomic.Int32
+	p := corePort(c, &log)
+	p.Check = func(string, Peer) *pki.Refusal { checks.Add(1); return nil }
+	addr := listen(t, p)
+	stolen := c.credentials(pki.RoleGateway, "one").TLS()
+	stolen.PrivateKey = c.credentials(pki.RoleGateway, "thief").Key
+	tc, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{ALPNControl}, Certificates: []tls.Certificate{stolen}})
+	if err == nil {
+		_, err = tc.Read(make([]byte, 1))
+		tc.Close()
+	}
+	if err == nil {
+		t.Fatal("accepted")
+	}
+	log.awaits(t, "refused a connection")
+	if checks.Load() != 0 {
+		t.Fatal("Check was asked about an unproven certificate")
+	}
+	if _, err := gatewayDial(t, c.self(pki.RoleGateway, "one"), addr, ALPNControl); err != nil || checks.Load() != 1 {
+		t.Fatal(err, checks.Load())
+	}
+}
+
+// TestRefusalLogIsBounded: strangers cannot fill the log.
+func TestRefusalLogIsBounded(t *testing.T) {
+	var log logged
+	l := newRefusalLog(log.logger())
+	r := refuseNoALPN()
+	for i := range 100_000 {
+		l.note(netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 1), "", r)
+	}
+	if lines := strings.Count(log.text(), "\n"); lines < 50 || lines > 200 {
+		t.Fatalf("%d lines", lines)
+	}
+	if len(l.seen) > refusalKeys {
+		t.Fatalf("%d keys are kept", len(l.seen))
+	}
+	if sourcePrefix(netip.MustParseAddr("2001:db8::1")) != sourcePrefix(netip.MustParseAddr("2001:db8::2")) {
+		t.Error("one /64 is more than one source")
+	}
+}
+
+// TestPortStops: handlers hear that the port stops, and Serve waits for them.
+func TestPortStops(t *testing.T) {
+	c := newCA(t)
+	var log logged
+	p := corePort(c, &log)
+	in, out := make(chan struct{}), false
+	p.Handlers[ALPNControl] = func(ctx context.Context, conn *Conn) {
+		close(in)
+		<-ctx.Done()
+		out = true
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- p.Serve(ctx, l) }()
+	if _, err := gatewayDial(t, c.self(pki.RoleGateway, "one"), l.Addr().String(), ALPNControl); err != nil {
+		t.Fatal(err)
+	}
+	<-in
+	cancel()
+	if err := <-done; err != nil || !out {
+		t.Fatal(err, out)
+	}
+}
