@@ -115,6 +115,13 @@ func (c *connections) another() {
 	}
 }
 
+// forgive forgets a failed attempt: the upstream has been seen up since.
+func (c *connections) forgive() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.failed = time.Time{}
+}
+
 // attempt dials once and sends the waiting calls on.
 func (c *connections) attempt() {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*dialTimeout)

@@ -76,7 +76,7 @@ func (g *gateway) relay(ctx, work context.Context, nc *link.Conn) error {
 	case <-ctx.Done():
 	}
 	g.links.use(conn)
-	g.ready(nil)
+	g.tellReady()
 	check := time.NewTicker(linkCheckEvery)
 	defer check.Stop()
 	began := time.Now()
@@ -84,9 +84,7 @@ func (g *gateway) relay(ctx, work context.Context, nc *link.Conn) error {
 		select {
 		case err := <-ended:
 			g.links.gone(conn)
-			if ctx.Err() == nil {
-				g.ready(errors.New("the gateway has no relay link to core"))
-			}
+			g.tellReady()
 			return err
 		case <-ctx.Done():
 			return nil
@@ -108,15 +106,15 @@ type links struct {
 	current  *relay.Conn
 	all      map[*relay.Conn]bool
 	welcomed chan struct{} // closed while a control session is up
-	up       bool
+	session  bool
 }
 
 // welcome: core accepted a control session.
 func (l *links) welcome() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.up {
-		l.up = true
+	if !l.session {
+		l.session = true
 		close(l.gate())
 	}
 }
@@ -125,8 +123,8 @@ func (l *links) welcome() {
 func (l *links) bye() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.up {
-		l.up, l.welcomed = false, nil
+	if l.session {
+		l.session, l.welcomed = false, nil
 	}
 }
 
@@ -170,6 +168,13 @@ func (l *links) use(conn *relay.Conn) {
 	if former != nil {
 		former.Drain()
 	}
+}
+
+// up reports whether there is a link that takes calls.
+func (l *links) up() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.current != nil
 }
 
 // gone: the link has ended.

@@ -78,6 +78,8 @@ type gateway struct {
 	routes    atomic.Pointer[routes]
 	end       *link.ComponentEnd
 	links     links
+	stopping  atomic.Bool
+	telling   sync.Mutex // serialises tellReady
 
 	metrics *relay.CallMetrics
 	frames  *relay.Metrics
@@ -94,7 +96,7 @@ func Run(ctx context.Context, s configs.Gateway, d Deps) error {
 		return err
 	}
 	defer g.db.Close()
-	g.ready(errors.New("the gateway has no connection to core yet"))
+	g.tellReady()
 	if token != nil {
 		if err := g.join(ctx, *token); err != nil {
 			if ctx.Err() != nil {
@@ -159,9 +161,24 @@ func open(s configs.Gateway, d Deps) (*gateway, *pki.Token, error) {
 // dir is where the identity is kept.
 func (g *gateway) dir() string { return filepath.Join(g.settings.DataDir, "gateway") }
 
-func (g *gateway) ready(err error) {
-	if g.deps.Ready != nil {
-		g.deps.Ready(err)
+// tellReady tells whether calls can be served: there is a link to bring them,
+// and core has said what may be served. It is called after every event that
+// may matter.
+func (g *gateway) tellReady() {
+	if g.deps.Ready == nil {
+		return
+	}
+	g.telling.Lock() // what is told last is what holds
+	defer g.telling.Unlock()
+	switch {
+	case g.stopping.Load():
+		g.deps.Ready(errors.New("the gateway is shutting down"))
+	case !g.links.up():
+		g.deps.Ready(errors.New("the gateway has no link to core"))
+	case g.verdicts.Load() == nil:
+		g.deps.Ready(errors.New("the gateway has not heard from core yet what it may serve"))
+	default:
+		g.deps.Ready(nil)
 	}
 }
 
@@ -175,7 +192,10 @@ func (g *gateway) prepare(s *control.Snapshot) (func(), error) {
 	if err != nil {
 		return nil, err
 	}
-	return func() { v.logNew(g.log, g.verdicts.Swap(v)) }, nil
+	return func() {
+		v.logNew(g.log, g.verdicts.Swap(v))
+		g.tellReady()
+	}, nil
 }
 
 // run works until ctx ends, then drains. What carries calls outlives ctx until
@@ -199,7 +219,8 @@ func (g *gateway) run(ctx context.Context) error {
 	g.goroutines.Go(func() { defer close(relaying); g.keepRelay(ctx, work) })
 
 	<-ctx.Done()
-	g.ready(errors.New("the gateway is shutting down"))
+	g.stopping.Store(true)
+	g.tellReady()
 	<-relaying // no new link from here on
 	g.links.drain(g.settings.DrainTimeout, g.log)
 	return nil

@@ -116,16 +116,18 @@ func (u *upstream) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if lost := (*lostError)(nil); errors.As(err, &lost) && time.Since(began) > retryLast {
-			wait = retryFirst
-			continue
+		if lost := (*lostError)(nil); errors.As(err, &lost) {
+			// It was up: not down before the next attempt has failed.
+			if time.Since(began) > retryLast {
+				wait = retryFirst
+				continue
+			}
+		} else {
+			u.down(err)
 		}
-		u.down(err)
 		select {
 		case <-time.After(wait/2 + rand.N(wait/2)):
 			wait = min(2*wait, retryLast)
-		case <-u.again: // it was up until a call failed: no reason to wait
-			wait = retryFirst
 		case <-ctx.Done():
 		}
 	}
@@ -170,6 +172,7 @@ func (u *upstream) watch(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	u.calls.forgive()
 	u.update(func(s *upstreamState) bool {
 		if !s.up {
 			u.log.Info("upstream is up", "services", len(offer.services))
