@@ -47,6 +47,7 @@ type cli struct {
 	out     io.Writer
 	err     io.Writer
 	environ []string
+	asked   map[string]string // secrets that were typed in, by prompt
 }
 
 // env returns a variable of the environment that Main was given.

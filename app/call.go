@@ -83,6 +83,7 @@ func (v *callVerb) Run(c *cli) error {
 		return wrong(fmt.Sprintf("call: %q is not a method", v.Method), "write package.Service/Method, such as sallyport.demo.v1.Echo/Say")
 	}
 	method, err := server.method(ctx, service, name)
+	server.close()
 	if err != nil {
 		return v.explain(c, secure, err)
 	}

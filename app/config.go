@@ -65,9 +65,24 @@ func settingsProblem(err error) error {
 	return list
 }
 
-// readSecret asks for a secret: without echo on a terminal, else one line of
-// stdin.
+// readSecret asks for a secret, once: settings that are read again get the
+// same answer.
 func (c *cli) readSecret(prompt string) (string, error) {
+	if secret, known := c.asked[prompt]; known {
+		return secret, nil
+	}
+	secret, err := c.ask(prompt)
+	if err == nil {
+		if c.asked == nil {
+			c.asked = map[string]string{}
+		}
+		c.asked[prompt] = secret
+	}
+	return secret, err
+}
+
+// ask asks without echo on a terminal, else it reads one line of stdin.
+func (c *cli) ask(prompt string) (string, error) {
 	if f, ok := c.in.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		fmt.Fprintf(c.err, "%s: ", prompt)
 		secret, err := term.ReadPassword(int(f.Fd()))

@@ -37,16 +37,21 @@ func newReadiness(roles []string) *readiness {
 	return r
 }
 
-// set is what a role says of itself; nil is ready.
-func (r *readiness) set(role string, err error) {
+// set is what a role says of itself, nil is ready; it reports whether that is
+// news.
+func (r *readiness) set(role string, err error) (changed bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	was, waited := r.why[role]
 	if err == nil {
 		delete(r.why, role)
+		changed = waited
 	} else {
 		r.why[role] = err.Error()
+		changed = !waited || was != err.Error()
 	}
 	r.notify()
+	return changed
 }
 
 // drain makes the process unready for good.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -89,20 +90,31 @@ func scriptPorts(ts *testscript.TestScript, _ bool, args []string) {
 func scriptReady(ts *testscript.TestScript, neg bool, args []string) {
 	last := "nothing"
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		res, err := http.Get("http://" + args[0] + "/readyz")
+		status, body, err := probe("http://" + args[0] + "/readyz")
 		if err != nil {
-			last = err.Error()
-			continue
+			body = err.Error()
 		}
-		var body bytes.Buffer
-		body.ReadFrom(res.Body)
-		res.Body.Close()
-		last = body.String()
-		if res.StatusCode == http.StatusOK {
+		last = body
+		if status == http.StatusOK {
 			return
 		}
 	}
 	ts.Fatalf("%s is not ready: %s", args[0], last)
+}
+
+// probe is one GET on a connection of its own.
+func probe(url string) (status int, body string, err error) {
+	req, err := http.NewRequest(http.MethodGet, url, nil)
+	if err != nil {
+		return 0, "", err
+	}
+	res, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	return res.StatusCode, string(text), err
 }
 
 // scriptStatus checks an exit status exactly: status 2 sallyport gateway ….
@@ -110,7 +122,7 @@ func scriptReady(ts *testscript.TestScript, neg bool, args []string) {
 func scriptStatus(ts *testscript.TestScript, _ bool, args []string) {
 	want, err := strconv.Atoi(args[0])
 	ts.Check(err)
-	err = ts.Exec("sh", "-c", "\""+strings.Join(args[1:], "\" \"")+"\" >out 2>err; echo $? >code")
+	err = ts.Exec("sh", "-c", shellJoin(args[1:])+" >out 2>err; echo $? >code")
 	ts.Check(err)
 	ts.Logf("%s%s", ts.ReadFile("out"), ts.ReadFile("err"))
 	if got := strings.TrimSpace(ts.ReadFile("code")); got != strconv.Itoa(want) {
@@ -122,7 +134,7 @@ func scriptStatus(ts *testscript.TestScript, _ bool, args []string) {
 // sallyport ….
 func scriptUntil(ts *testscript.TestScript, _ bool, args []string) {
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-		ts.Exec("sh", "-c", "\""+strings.Join(args[1:], "\" \"")+"\" >out 2>&1 || true")
+		ts.Exec("sh", "-c", shellJoin(args[1:])+" >out 2>&1 || true")
 		if strings.Contains(ts.ReadFile("out"), args[0]) {
 			return
 		}

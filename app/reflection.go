@@ -37,10 +37,17 @@ type reflected struct {
 	types  *dynamicpb.Types
 }
 
+// close ends the conversation as it should end, so that nobody's log counts it
+// as cancelled.
 func (r *reflected) close() {
-	if r.cancel != nil {
-		r.cancel()
+	if r.stream == nil {
+		return
 	}
+	r.stream.CloseSend()
+	for r.stream.RecvMsg(new(reflectionv1.ServerReflectionResponse)) == nil {
+	}
+	r.cancel()
+	r.stream = nil
 }
 
 // ask sends one request and reads its answer.
@@ -62,6 +69,10 @@ func (r *reflected) ask(ctx context.Context, req *reflectionv1.ServerReflectionR
 		if status.Code(err) != codes.Unimplemented {
 			break
 		}
+		r.stream = nil
+	}
+	if r.stream == nil {
+		r.cancel()
 	}
 	if status.Code(err) == codes.Unimplemented {
 		return nil, failed("the server has no reflection service, so what it takes is not known", "use a client that has the .proto files")

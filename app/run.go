@@ -137,7 +137,7 @@ func (p *process) runAll(ctx context.Context) error {
 		case <-alive.Done():
 			return nil
 		}
-		p.log.Info("draining", "at most", s.Process.DrainTimeout)
+		p.log.Info("draining", "at_most", s.Process.DrainTimeout.String())
 		p.ready.drain()
 		stopEdge()
 		<-edgeDone
@@ -155,7 +155,6 @@ func (p *process) runAll(ctx context.Context) error {
 func (p *process) runOthers(edge, inner context.Context, group *errgroup.Group, up *core.Info) error {
 	s := p.settings
 	if up != nil {
-		p.log.Info("core is up", "gateways connect to", up.GRPCAddress, "advertised", up.Advertise, "admin socket", up.AdminSocket, "trust domain", up.TrustDomain)
 		if err := p.adoptOwn(edge, *up); err != nil {
 			return err
 		}
@@ -164,7 +163,6 @@ func (p *process) runOthers(edge, inner context.Context, group *errgroup.Group, 
 		group.Go(func() error {
 			return p.ended(inner, "gateway", gateway.Run(inner, *s.Gateway, gateway.Deps{
 				Log: p.logOf("gateway"), Version: version(), Registry: p.metrics, Ready: p.readyOf("gateway"),
-				Started: func(i gateway.Info) { p.log.Info("gateway is up", "name", i.Name, "core", i.Core) },
 			}))
 		})
 	}
@@ -173,9 +171,6 @@ func (p *process) runOthers(edge, inner context.Context, group *errgroup.Group, 
 	}
 	return p.ended(edge, "proxy", proxy.Run(edge, *s.Proxy, proxy.Deps{
 		Log: p.logOf("proxy"), Version: version(), Registry: p.metrics, Ready: p.readyOf("proxy"),
-		Started: func(i proxy.Info) {
-			p.log.Info("proxy is up", "callers connect to", i.PublicAddress, "core connects to", i.GRPCAddress)
-		},
 	}))
 }
 
@@ -193,17 +188,22 @@ func (p *process) ended(ctx context.Context, role string, err error) error {
 }
 
 // logOf marks the lines of a role where there are several.
-func (p *process) logOf(role string) *slog.Logger { return p.log.With("role", role) }
+func (p *process) logOf(role string) *slog.Logger {
+	if len(p.settings.Roles) == 1 {
+		return p.log
+	}
+	return p.log.With("part", role)
+}
 
 // readyOf reports a role's readiness, and logs when it changes.
 func (p *process) readyOf(role string) func(error) {
 	log := p.logOf(role)
 	return func(err error) {
-		p.ready.set(role, err)
-		if err != nil {
-			log.Debug("not ready", "why", err)
-		} else {
-			log.Debug("ready")
+		switch changed := p.ready.set(role, err); {
+		case changed && err == nil:
+			log.Info("ready")
+		case changed:
+			log.Info("not ready", "why", err.Error())
 		}
 	}
 }
@@ -230,7 +230,7 @@ func (p *process) reloads(ctx context.Context) {
 		if changed := p.changed(next); len(changed) > 0 {
 			p.log.Warn("some settings take effect at the next start only", "of", changed)
 		}
-		p.log.Info("settings were read again", "log level", next.Process.LogLevel.String())
+		p.log.Info("settings were read again", "log_level", next.Process.LogLevel.String())
 	}
 }
 
