@@ -7,11 +7,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/proto"
 
 	"sallyport/acme/pki"
 	"sallyport/roles/control"
@@ -433,5 +436,235 @@ func TestHeartbeats(t *testing.T) {
 			}
 			t.Log(err)
 		})
+	})
+}
+
+// gate is a connection that can be frozen: nothing arrives any more, as from
+// a host that lost its power.
+type gate struct {
+	net.Conn
+	frozen atomic.Bool
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (g *gate) Read(b []byte) (int, error) {
+	n, err := g.Conn.Read(b)
+	if g.frozen.Load() {
+		<-g.closed
+		return 0, net.ErrClosed
+	}
+	return n, err
+}
+
+func (g *gate) Write(b []byte) (int, error) {
+	if g.frozen.Load() {
+		return len(b), nil
+	}
+	return g.Conn.Write(b)
+}
+
+func (g *gate) Close() error {
+	g.once.Do(func() { close(g.closed) })
+	return g.Conn.Close()
+}
+
+// TestLost: a peer that falls silent is lost after three missed heartbeats, on
+// both ends.
+func TestLost(t *testing.T) {
+	bothRoles(t, func(t *testing.T, role pki.Role) {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLinked(t, role, true)
+			inner := l.connect
+			var g *gate
+			l.connect = func(ctx context.Context, n, a string) (net.Conn, error) {
+				nc, err := inner(ctx, n, a)
+				g = &gate{Conn: nc, closed: make(chan struct{})}
+				return g, err
+			}
+			done := l.run(t, t.Context(), &ComponentEnd{Hello: hello(1)}, l.c.self(role, "one"))
+			time.Sleep(7 * time.Second)
+			g.frozen.Store(true)
+			start := time.Now()
+			err := <-done
+			if d := time.Since(start); d < 13*time.Second || d > 16*time.Second || !errors.Is(err, errLost) {
+				t.Fatalf("the component noticed after %v: %v", d, err)
+			}
+			time.Sleep(2 * time.Second)
+			if s := l.core.Session(l.c.id(role, "one")); s != nil {
+				t.Fatal("core did not notice")
+			}
+		})
+	})
+}
+
+// TestMuted: bytes alone do not keep a session: after two minutes without a
+// heartbeat it is lost, however busy the line.
+func TestMuted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLinked(t, pki.RoleGateway, true)
+		start := time.Now()
+		s := hostile(t, l)
+		for {
+			if err := s.Send(&control.Frame{Frame: &control.Frame_Ack{Ack: &control.SnapshotAck{}}}); err != nil {
+				break
+			}
+			time.Sleep(time.Second)
+		}
+		if d := time.Since(start); d < 115*time.Second || d > 130*time.Second {
+			t.Fatalf("ended after %v: %q", d, l.ev.all())
+		}
+	})
+}
+
+// TestRates: a component that floods core is slowed down, and reads its frames
+// are still answered.
+func TestRates(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLinked(t, pki.RoleGateway, true)
+		s := hostile(t, l)
+		start := time.Now()
+		for i := range framesBurst + 10*framesPerSecond {
+			if err := s.Send(&control.Frame{Frame: &control.Frame_Heartbeat{Heartbeat: &control.Heartbeat{Sequence: uint64(i)}}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for {
+			f, err := s.Recv()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if f.GetHeartbeatReply().GetSequence() == framesBurst+10*framesPerSecond-1 {
+				break
+			}
+		}
+		if d := time.Since(start); d < 9*time.Second {
+			t.Fatalf("core took all frames in %v", d)
+		}
+	})
+}
+
+// hostile opens a session by hand, as a gateway that keeps no rule may.
+func hostile(t *testing.T, l *linked) stream[control.Frame] {
+	t.Helper()
+	conn, err := (&Dialler{Self: l.c.self(pki.RoleGateway, "one"), Connect: l.connect}).Dial(t.Context(), l.addr, ALPNControl, pki.Expect{Role: pki.RoleCore})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cc, err := ClientOver(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cc.Close() })
+	s, err := control.NewControlClient(cc).Session(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Send(&control.Frame{Frame: &control.Frame_Hello{Hello: hello(1)()}})
+	if f, err := s.Recv(); err != nil || f.GetWelcome() == nil {
+		t.Fatal(f, err)
+	}
+	return s
+}
+
+// TestHostileFrames: what breaks the protocol ends the session with a refusal.
+func TestHostileFrames(t *testing.T) {
+	for name, f := range map[string]*control.Frame{
+		"second hello": {Frame: &control.Frame_Hello{Hello: hello(1)()}},
+		"denials":      {Frame: &control.Frame_Denials{Denials: &control.DenialReport{Denials: slices.Repeat([]*control.Denial{{}}, denialsPerFrame+1)}}},
+		"fields":       {Frame: &control.Frame_Announcement{Announcement: &control.Announcement{Services: slices.Repeat([]*control.AnnouncedService{{}}, maxFields)}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLinked(t, pki.RoleGateway, false)
+			s := hostile(t, l)
+			if err := s.Send(f); err != nil {
+				t.Fatal(err)
+			}
+			for {
+				if _, err := s.Recv(); err != nil {
+					break
+				}
+			}
+			t.Log(l.ev.awaits(t, "closed one: "))
+			if slices.ContainsFunc(l.ev.all(), func(s string) bool { return strings.HasPrefix(s, "announced") }) {
+				t.Fatal("the frame was acted upon")
+			}
+		})
+	}
+}
+
+// TestTooLarge: what no frame can carry is an error at its source.
+func TestTooLarge(t *testing.T) {
+	e := &ComponentEnd{}
+	if err := e.Announce(&control.Announcement{Descriptors: [][]byte{make([]byte, maxPayload)}}); err == nil {
+		t.Error("announced")
+	}
+	s := &Session{sessionConn: newSessionConn(t.Context(), &Conn{})}
+	if err := s.Send(&control.Snapshot{Part: &control.Snapshot_Proxy{Proxy: &control.ProxyPart{Descriptors: [][]byte{make([]byte, maxPayload)}}}}); err == nil {
+		t.Error("sent")
+	}
+}
+
+// TestLargeSnapshot: 15 MiB and thousands of fields arrive.
+func TestLargeSnapshot(t *testing.T) {
+	l := newLinked(t, pki.RoleProxy, false)
+	part := &control.ProxyPart{Descriptors: [][]byte{make([]byte, 15<<20)}}
+	for range 5000 {
+		part.Services = append(part.Services, &control.Service{Name: "acme.orders.v1.Orders", Available: true})
+	}
+	e := &ComponentEnd{Hello: hello(1), Apply: func(s *control.Snapshot) error {
+		if len(s.GetProxy().GetDescriptors()[0]) != 15<<20 || len(s.GetProxy().GetServices()) != 5000 {
+			return errors.New("it changed on the way")
+		}
+		return nil
+	}}
+	l.core.Opened = func(s, _ *Session) *pki.Refusal {
+		s.Send(&control.Snapshot{Generation: &control.Generation{Epoch: 1, Generation: 1}, Part: &control.Snapshot_Proxy{Proxy: part}})
+		return nil
+	}
+	l.run(t, testContext(t), e, nil)
+	l.ev.awaits(t, "acknowledged 1.1")
+}
+
+// FuzzFrame: whatever a component sends, core's end survives it and does not
+// build more than it may.
+func FuzzFrame(f *testing.F) {
+	for _, frame := range []*control.Frame{
+		{Frame: &control.Frame_Hello{Hello: hello(1)()}},
+		{Frame: &control.Frame_Heartbeat{Heartbeat: &control.Heartbeat{Sequence: 1, LastRttNano: -1, ClockOffsetNano: -1 << 63}}},
+		{Frame: &control.Frame_Ack{Ack: &control.SnapshotAck{Error: "x"}}},
+		{Frame: &control.Frame_Announcement{Announcement: &control.Announcement{Services: []*control.AnnouncedService{{Name: "a"}}}}},
+		{Frame: &control.Frame_Denials{Denials: &control.DenialReport{Denials: []*control.Denial{{Caller: "\x1b[2J"}}}}},
+		{Frame: &control.Frame_CertificateRequest{CertificateRequest: &control.CertificateRequest{Id: 1}}},
+		{Frame: &control.Frame_Refusal{Refusal: &control.Refusal{Code: "x"}}},
+		{},
+	} {
+		b, err := proto.Marshal(frame)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		frame := &control.Frame{}
+		if err := codec.Unmarshal(mem.BufferSlice{mem.SliceBuffer(b)}, frame); err != nil {
+			return
+		}
+		e := &CoreEnd{Denied: func(_ *Session, r *control.DenialReport) {
+			for _, d := range r.GetDenials() {
+				if strings.ContainsFunc(d.GetCaller()+d.GetMethod(), func(r rune) bool { return r < ' ' }) {
+					t.Fatalf("%q", d)
+				}
+			}
+		}}
+		s := newSession(t.Context(), e, &Conn{Peer: Peer{ID: pki.ID{TrustDomain: "t", Role: pki.RoleGateway, Name: "g"}}})
+		s.hello(frame.GetHello())
+		s.frame(frame)
+		if st := s.State(); st.RTT < 0 || st.RTT > 1000*time.Hour || st.ClockOffset < -1000*time.Hour {
+			t.Fatalf("%+v", st)
+		}
+		s.end(nil)
+		s.wg.Wait()
+		readAttempt(&control.JoinRequest{Csr: b, Version: string(b)}, &Conn{Peer: Peer{BootstrapKey: make([]byte, 32)}})
 	})
 }
