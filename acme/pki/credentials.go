@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
@@ -51,6 +52,13 @@ func (c *Credentials) JoinTLS(b *Bundle) tls.Certificate {
 	}
 	return t
 }
+
+// String and GoString name the owner, so that no %v or %#v prints the key.
+func (c *Credentials) String() string   { return "credentials of " + c.ID.String() }
+func (c *Credentials) GoString() string { return c.String() }
+
+// LogValue keeps the key out of logs.
+func (c *Credentials) LogValue() slog.Value { return slog.StringValue(c.String()) }
 
 // Incarnation is that of the certificate, 0 if it has none.
 func (c *Credentials) Incarnation() uint64 {
@@ -105,7 +113,7 @@ func SaveCredentials(dir string, c *Credentials, b *Bundle) error {
 	}
 	text = append(text, MarshalCertificatesPEM(c.Chain)...)
 	text = append(text, pem.EncodeToMemory(&pem.Block{Type: bundleBlock, Bytes: bundle})...)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := mkdirSynced(dir); err != nil {
 		return fmt.Errorf("save the credentials of %s: %w", c.ID, err)
 	}
 	path := filepath.Join(dir, identityFile)
@@ -189,7 +197,7 @@ func SaveKey(dir string, key crypto.Signer) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := mkdirSynced(dir); err != nil {
 		return fmt.Errorf("save a new key: %w", err)
 	}
 	path := filepath.Join(dir, pendingKeyFile)

@@ -23,7 +23,7 @@ func writeDir(dir string, files map[string][]byte) error {
 		return err
 	}
 	parent := filepath.Dir(dir)
-	if err := os.MkdirAll(parent, 0o700); err != nil {
+	if err := mkdirSynced(parent); err != nil {
 		return err
 	}
 	temp, err := os.MkdirTemp(parent, tempPrefix+filepath.Base(dir)+"-") // 0700
@@ -82,10 +82,32 @@ func replaceFile(path string, data []byte) error {
 
 // removeTemps removes what a killed process left of replaceFile for path.
 func removeTemps(path string) {
-	left, _ := filepath.Glob(filepath.Join(filepath.Dir(path), tempPrefix+filepath.Base(path)+"-*"))
-	for _, name := range left {
-		os.Remove(name)
+	dir, prefix := filepath.Dir(path), tempPrefix+filepath.Base(path)+"-"
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), prefix) {
+			os.Remove(filepath.Join(dir, e.Name()))
+		}
 	}
+}
+
+// mkdirSynced makes dir, 0700, and what is missing above it, durably: a file
+// in a directory that a power cut takes away is gone too.
+func mkdirSynced(dir string) error {
+	dir = filepath.Clean(dir)
+	if info, err := os.Stat(dir); err == nil && info.IsDir() {
+		return nil
+	}
+	parent := filepath.Dir(dir)
+	if parent != dir {
+		if err := mkdirSynced(parent); err != nil {
+			return err
+		}
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return syncDir(parent)
 }
 
 func writeSynced(path string, data []byte, mode os.FileMode) error {

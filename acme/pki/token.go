@@ -160,8 +160,19 @@ func (t Token) LogValue() slog.Value {
 	return slog.GroupValue(slog.String("role", string(t.Role)), slog.String("name", t.Name), slog.Time("expires", t.Expires))
 }
 
-// GoString keeps the secret out of %#v.
-func (t Token) GoString() string { return fmt.Sprintf("pki.Token{%s %s}", t.Role, t.Name) }
+// Format writes the token for %s and %q, which are asked for by who means to
+// show it, and keeps the secret out of %v, %+v and %#v, by which structs that
+// contain a token end up in logs.
+func (t Token) Format(f fmt.State, verb rune) {
+	switch verb {
+	case 's':
+		io.WriteString(f, t.String())
+	case 'q':
+		io.WriteString(f, strconv.Quote(t.String()))
+	default:
+		fmt.Fprintf(f, "join token of %s %s", t.Role, t.Name)
+	}
+}
 
 // ParseToken reads a token. There is exactly one text per token: what it
 // returns gives the same text again, and every byte of the text has a meaning.

@@ -195,7 +195,13 @@ func TestSeedStaysSecret(t *testing.T) {
 	var logged bytes.Buffer
 	slog.New(slog.NewJSONHandler(&logged, nil)).Info("joining", "token", tok)
 	slog.New(slog.NewTextHandler(&logged, nil)).Info("joining", "token", tok)
-	fmt.Fprintf(&logged, "%#v", tok)
+	type settings struct{ Join Token }
+	slog.New(slog.NewTextHandler(&logged, nil)).Info("settings", "settings", settings{tok})
+	slog.New(slog.NewJSONHandler(&logged, nil)).Info("settings", "settings", settings{tok})
+	fmt.Fprintf(&logged, "%v %+v %#v %v", tok, settings{tok}, settings{tok}, &tok)
+	if s := fmt.Sprintf("--join %s", tok); s != "--join "+tok.String() {
+		t.Errorf("asked for, the token is not written: %s", s)
+	}
 	asJSON, _ := json.Marshal(tok)
 	for what, public := range map[string][]byte{
 		"the public key":            tok.PublicKey(),
