@@ -126,12 +126,17 @@ func (p *proxies) control(ctx context.Context, m *component, spec proxySpec) err
 	if err != nil {
 		return err
 	}
+	joined := time.Time{}
 	if r.State == store.StateInvited {
 		if err := p.join(ctx, r, spec); err != nil {
 			return err
 		}
+		joined = time.Now()
 	}
 	conn, err := p.dialler.Dial(ctx, spec.address, link.ALPNControl, pki.Expect{Role: pki.RoleProxy, Name: m.name})
+	for err != nil && time.Since(joined) < settleTime && pause(ctx, settlePause) {
+		conn, err = p.dialler.Dial(ctx, spec.address, link.ALPNControl, pki.Expect{Role: pki.RoleProxy, Name: m.name})
+	}
 	if err != nil {
 		// A proxy may have lost the answer to its joining, and a reusable one
 		// joins at each start: while its token is good it gets an answer.
@@ -145,6 +150,24 @@ func (p *proxies) control(ctx context.Context, m *component, spec proxySpec) err
 		return refusal
 	}
 	return p.core.sessions.Serve(ctx, conn)
+}
+
+// A proxy that has just stored its identity takes a moment to show it.
+const (
+	settleTime  = 2 * time.Second
+	settlePause = 20 * time.Millisecond
+)
+
+// pause waits; it is false when ctx ended first.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 var errJoinedAgain = errors.New("the proxy joined again")
@@ -213,5 +236,11 @@ func (p *proxies) relay(ctx context.Context, m *component, spec proxySpec, drain
 		l.Drain() // it may have been added after all others were told
 	default:
 	}
-	return l.Run(ctx)
+	err = l.Run(ctx)
+	select {
+	case <-draining:
+		<-ctx.Done()
+	default:
+	}
+	return err
 }

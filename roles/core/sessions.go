@@ -61,7 +61,6 @@ func (c *core) opened(s, _ *link.Session) *pki.Refusal {
 	if !m.begin(s) {
 		return refuseRemoved(k)
 	}
-	c.log.Info(string(k.role)+" is connected", string(k.role), k.name, "address", s.Peer.Remote, "version", clean(s.Hello.GetVersion()))
 	c.see(s.Context(), m, s, time.Now())
 	// A gateway that connects changes what proxies are told.
 	if err := c.publisher.publish(s.Context()); err != nil {
@@ -90,7 +89,6 @@ func (c *core) closed(s *link.Session, cause error) {
 	if !m.end(s, clean(why)) {
 		return // a newer one has taken its place
 	}
-	c.log.Info(string(k.role)+" is no longer connected", string(k.role), k.name, "cause", why)
 	if err := c.publisher.publish(context.Background()); err != nil {
 		c.log.Error("cannot compose snapshots", "cause", err)
 	}
