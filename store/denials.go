@@ -112,62 +112,55 @@ func minutes(counts map[denialKey]uint64) []int64 {
 // addDenials writes one minute: to the rows that are there, then to new ones
 // while there is room, the largest first, then to the overflow.
 func (t *tx) addDenials(minute int64, counts map[denialKey]uint64, codes map[denialKey]string) error {
-	held, err := one(t.ctx, t.sql, value[int], "SELECT count(*) FROM denials WHERE minute = ? AND reason <> ?", minute, DenialOverflow)
+	rows, err := all(t.ctx, t.sql, func(row func(...any) error) (denialKey, error) {
+		k := denialKey{minute: minute}
+		return k, row(&k.caller, &k.method, &k.reason)
+	}, "SELECT caller, method, reason FROM denials WHERE minute = ?", minute)
 	if err != nil {
 		return err
 	}
-	var fresh []denialKey
-	var overflow uint64
-	for k, n := range counts {
-		if k.minute != minute {
-			continue
-		}
-		if k.reason == DenialOverflow {
-			overflow = sum(overflow, n)
-			continue
-		}
-		known, err := t.count(k, n)
-		if err != nil {
-			return err
-		}
-		if !known {
-			fresh = append(fresh, k)
+	held := map[denialKey]bool{}
+	for _, k := range rows {
+		held[k] = true
+	}
+	rest := denialKey{minute: minute, reason: DenialOverflow}
+	room := MaxDenialsPerMinute - len(rows)
+	if held[rest] {
+		room++
+	}
+	var keys []denialKey
+	for k := range counts {
+		if k.minute == minute && k != rest {
+			keys = append(keys, k)
 		}
 	}
-	slices.SortFunc(fresh, func(a, b denialKey) int {
+	slices.SortFunc(keys, func(a, b denialKey) int {
 		return cmp.Or(cmp.Compare(counts[b], counts[a]), cmp.Compare(a.caller, b.caller), cmp.Compare(a.method, b.method), cmp.Compare(a.reason, b.reason))
 	})
-	for _, k := range fresh {
-		if held >= MaxDenialsPerMinute {
-			overflow = sum(overflow, counts[k])
-			continue
+	overflow := counts[rest]
+	for _, k := range keys {
+		if !held[k] {
+			if room == 0 {
+				overflow = sum(overflow, counts[k])
+				continue
+			}
+			room--
 		}
-		if err := t.newDenial(k, codes[k], counts[k]); err != nil {
+		if err := t.count(k, codes[k], counts[k]); err != nil {
 			return err
 		}
-		held++
 	}
 	if overflow == 0 {
 		return nil
 	}
-	rest := denialKey{minute: minute, reason: DenialOverflow}
-	if known, err := t.count(rest, overflow); known || err != nil {
-		return err
-	}
-	return t.newDenial(rest, "", overflow)
+	return t.count(rest, "", overflow)
 }
 
-// count adds to a row if it is there.
-func (t *tx) count(k denialKey, n uint64) (known bool, err error) {
-	changed, err := t.exec(`UPDATE denials SET count = CASE WHEN count > ?1 - ?2 THEN ?1 ELSE count + ?2 END
-		WHERE minute = ?3 AND caller = ?4 AND method = ?5 AND reason = ?6`,
-		int64(math.MaxInt64), n, k.minute, k.caller, k.method, k.reason)
-	return changed > 0, err
-}
-
-func (t *tx) newDenial(k denialKey, code string, n uint64) error {
-	_, err := t.exec("INSERT INTO denials (minute, caller, method, reason, code, count) VALUES (?, ?, ?, ?, ?, ?)",
-		k.minute, k.caller, k.method, k.reason, code, n)
+// count adds to a row, or makes it.
+func (t *tx) count(k denialKey, code string, n uint64) error {
+	_, err := t.exec(`INSERT INTO denials (minute, caller, method, reason, code, count) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+		ON CONFLICT (minute, caller, method, reason) DO UPDATE SET count = CASE WHEN count > ?7 - ?6 THEN ?7 ELSE count + ?6 END`,
+		k.minute, k.caller, k.method, k.reason, code, n, int64(math.MaxInt64))
 	return err
 }
 

@@ -86,10 +86,18 @@ func TestAFloodOfStrangersIsBounded(t *testing.T) {
 
 func TestOldDenialsGiveWay(t *testing.T) {
 	eachCore(t, func(t *testing.T, c *Core) {
+		// As many as are kept, of the minutes before noon.
+		if _, err := c.db.writer.Exec(`WITH RECURSIVE i (i) AS (VALUES (0) UNION ALL SELECT i + 1 FROM i WHERE i < ?1 - 1)
+			INSERT INTO denials SELECT ?2 - (1 + i / ?3) * 60000000000, 'caller ' || i, '', 'no_credentials', '', 1 FROM i`,
+			MaxDenials, nanos(noon), MaxDenialsPerMinute); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(denials(t, c)); n != MaxDenials {
+			t.Fatalf("%d rows before", n)
+		}
 		minute := noon
 		c.Now = func() time.Time { return minute }
-		for range MaxDenials/MaxDenialsPerMinute + 20 {
-			minute = minute.Add(time.Minute)
+		for range 5 {
 			rows := make([]DenialRow, MaxDenialsPerMinute+1)
 			for i := range rows {
 				rows[i] = DenialRow{Minute: minute, Caller: fmt.Sprint(i), Reason: "no_credentials", Count: 1}
@@ -97,13 +105,14 @@ func TestOldDenialsGiveWay(t *testing.T) {
 			if err := c.AddDenials(t.Context(), rows); err != nil {
 				t.Fatal(err)
 			}
+			minute = minute.Add(time.Minute)
 		}
 		got := denials(t, c)
 		if len(got) > MaxDenials || len(got) < MaxDenials-2*MaxDenialsPerMinute {
 			t.Errorf("%d rows are kept", len(got))
 		}
-		if !got[0].Minute.Equal(minute) {
-			t.Errorf("the newest minute is %v, not %v", got[0].Minute, minute)
+		if want := minute.Add(-time.Minute); got[0].Minute != want {
+			t.Errorf("the newest minute is %v, not %v", got[0].Minute, want)
 		}
 	})
 }
