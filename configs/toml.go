@@ -39,7 +39,21 @@ type Value struct {
 	Text   string   // of a string its content, else as written
 	List   []*Value
 	Table  *Table
+
+	how     how
+	section int // of a dotted table: the header it stands under
 }
+
+// how a table or a list came to be, which decides what may be added to it.
+type how uint8
+
+const (
+	closed   how = iota // a value: nothing may be added
+	implicit            // [a.b] made a: a header may still define it
+	header              // [a], or an element of [[a]]
+	dotted              // a.b = 1 made a: may grow within its section
+	listed              // [[a]] made the list a: grows by more of them
+)
 
 // Get returns the value of a key, or nil.
 func (t *Table) Get(key string) *Value {
@@ -63,6 +77,10 @@ func (e *SyntaxError) Error() string {
 
 // ParseTOML reads a file. name is what errors call it. Whether the keys mean
 // anything is for the caller to check.
+//
+// It stands on the lower layer of the TOML library, which knows positions;
+// the rules about what may be defined where are kept here, in time that grows
+// with the size of the file and no faster.
 func ParseTOML(name string, text []byte) (*Table, error) {
 	if len(text) > MaxFile {
 		return nil, &SyntaxError{name, Position{1, 1}, fmt.Sprintf("the file has %d bytes, more than the %d that are read; is it the right file?", len(text), MaxFile)}
@@ -70,26 +88,16 @@ func ParseTOML(name string, text []byte) (*Table, error) {
 	if i := invalidUTF8(text); i >= 0 {
 		return nil, &SyntaxError{name, newLines(text).at(i), "the file is not UTF-8 text; is it the right file?"}
 	}
-	// The library's decoder knows the rules about keys and tables that are
-	// defined twice; its lower layer, used after it, knows positions.
-	var discard map[string]any
-	if err := toml.Unmarshal(text, &discard); err != nil {
-		var d *toml.DecodeError
-		if errors.As(err, &d) {
-			line, column := d.Position()
-			return nil, &SyntaxError{name, Position{line, column}, strings.TrimPrefix(d.Error(), "toml: ")}
-		}
-		return nil, &SyntaxError{name, Position{1, 1}, strings.TrimPrefix(err.Error(), "toml: ")}
-	}
 	b := builder{file: name, lines: newLines(text)}
 	b.p.Reset(text)
 	return b.document()
 }
 
 type builder struct {
-	file  string
-	lines lines
-	p     unstable.Parser
+	file    string
+	lines   lines
+	p       unstable.Parser
+	section int // number of headers so far
 }
 
 func (b *builder) document() (*Table, error) {
@@ -99,10 +107,9 @@ func (b *builder) document() (*Table, error) {
 		e := b.p.Expression()
 		var err error
 		switch e.Kind {
-		case unstable.Table:
-			at, err = b.header(root, e, false)
-		case unstable.ArrayTable:
-			at, err = b.header(root, e, true)
+		case unstable.Table, unstable.ArrayTable:
+			b.section++
+			at, err = b.header(root, e, e.Kind == unstable.ArrayTable)
 		case unstable.KeyValue:
 			err = b.assign(at, e, 0)
 		}
@@ -111,9 +118,24 @@ func (b *builder) document() (*Table, error) {
 		}
 	}
 	if err := b.p.Error(); err != nil {
-		return nil, &SyntaxError{b.file, Position{1, 1}, err.Error()}
+		return nil, b.syntax(err)
 	}
 	return root, nil
+}
+
+// syntax gives the library's error its place.
+func (b *builder) syntax(err error) error {
+	pos := Position{1, 1}
+	var p *unstable.ParserError
+	if errors.As(err, &p) && p.Highlight != nil {
+		pos = b.lines.at(int(b.p.Range(p.Highlight).Offset))
+		return &SyntaxError{b.file, pos, p.Message}
+	}
+	return &SyntaxError{b.file, pos, strings.TrimPrefix(err.Error(), "toml: ")}
+}
+
+func (b *builder) twice(key string, v *Value, pos Position) error {
+	return &SyntaxError{b.file, pos, fmt.Sprintf("%s is defined in line %d already", key, v.KeyPos.Line)}
 }
 
 // header finds or makes the table that [a.b] or [[a.b]] opens.
@@ -122,62 +144,66 @@ func (b *builder) header(root *Table, e *unstable.Node, list bool) (*Table, erro
 	for it := e.Key(); it.Next(); {
 		k := it.Node()
 		pos, key := b.pos(k), string(k.Data)
-		if list && it.IsLast() {
-			v := at.Get(key)
-			if v == nil {
-				v = &Value{KeyPos: pos, Pos: pos, Kind: "list"}
-				at.set(key, v)
-			} else if v.Kind != "list" {
-				return nil, &SyntaxError{b.file, pos, fmt.Sprintf("%s is a %s and no list of tables", key, v.Kind)}
-			}
+		v := at.Get(key)
+		switch {
+		case !it.IsLast() && v == nil:
+			at = at.table(key, &Value{KeyPos: pos, Pos: pos, how: implicit})
+		case !it.IsLast() && v.how == listed:
+			at = v.List[len(v.List)-1].Table
+		case !it.IsLast() && v.how != closed:
+			at = v.Table
+		case !it.IsLast():
+			return nil, b.twice(key, v, pos)
+		case list && v == nil:
+			v = &Value{KeyPos: pos, Pos: pos, Kind: "list", how: listed}
+			at.set(key, v)
+			fallthrough
+		case list && v.how == listed:
 			t := &Table{Pos: pos}
-			v.List = append(v.List, &Value{KeyPos: pos, Pos: pos, Kind: "table", Table: t})
+			v.List = append(v.List, &Value{KeyPos: pos, Pos: pos, Kind: "table", Table: t, how: header})
 			return t, nil
+		case !list && v == nil:
+			at = at.table(key, &Value{KeyPos: pos, Pos: pos, how: header})
+		case !list && v.how == implicit:
+			v.how, v.KeyPos, v.Pos = header, pos, pos
+			at = v.Table
+		default:
+			return nil, b.twice(key, v, pos)
 		}
-		next, err := b.descend(at, key, pos)
-		if err != nil {
-			return nil, err
-		}
-		at = next
 	}
 	return at, nil
 }
 
-func (b *builder) descend(at *Table, key string, pos Position) (*Table, error) {
-	v := at.Get(key)
-	switch {
-	case v == nil:
-		t := &Table{Pos: pos}
-		at.set(key, &Value{KeyPos: pos, Pos: pos, Kind: "table", Table: t})
-		return t, nil
-	case v.Kind == "table":
-		return v.Table, nil
-	case v.Kind == "list" && len(v.List) > 0 && v.List[len(v.List)-1].Kind == "table":
-		return v.List[len(v.List)-1].Table, nil
-	}
-	return nil, &SyntaxError{b.file, pos, fmt.Sprintf("%s is a %s and no table", key, v.Kind)}
-}
-
+// assign reads a.b = value into a table.
 func (b *builder) assign(at *Table, e *unstable.Node, depth int) error {
 	for it := e.Key(); it.Next(); {
 		k := it.Node()
 		pos, key := b.pos(k), string(k.Data)
-		if !it.IsLast() {
-			next, err := b.descend(at, key, pos)
+		v := at.Get(key)
+		switch {
+		case it.IsLast() && v == nil:
+			v, err := b.value(e.Value(), pos, depth)
 			if err != nil {
 				return err
 			}
-			at = next
-			continue
+			v.KeyPos = pos
+			at.set(key, v)
+		case v == nil:
+			at = at.table(key, &Value{KeyPos: pos, Pos: pos, how: dotted, section: b.section})
+		case !it.IsLast() && v.how == dotted && v.section == b.section:
+			at = v.Table
+		default:
+			return b.twice(key, v, pos)
 		}
-		v, err := b.value(e.Value(), pos, depth)
-		if err != nil {
-			return err
-		}
-		v.KeyPos = pos
-		at.set(key, v)
 	}
 	return nil
+}
+
+// table puts a fresh table and returns it.
+func (t *Table) table(key string, v *Value) *Table {
+	v.Kind, v.Table = "table", &Table{Pos: v.Pos}
+	t.set(key, v)
+	return v.Table
 }
 
 func (b *builder) value(n *unstable.Node, near Position, depth int) (*Value, error) {
@@ -190,10 +216,16 @@ func (b *builder) value(n *unstable.Node, near Position, depth int) (*Value, err
 	}
 	v := &Value{KeyPos: pos, Pos: pos, Kind: "other", Text: string(n.Data)}
 	switch n.Kind {
+	default: // numbers and dates: their form is for the decoder to judge
+		var discard map[string]any
+		if err := toml.Unmarshal([]byte("v = "+v.Text), &discard); err != nil {
+			return nil, &SyntaxError{b.file, pos, strings.TrimPrefix(err.Error(), "toml: ")}
+		}
+		if n.Kind == unstable.Integer {
+			v.Kind = "integer"
+		}
 	case unstable.String:
 		v.Kind = "string"
-	case unstable.Integer:
-		v.Kind = "integer"
 	case unstable.Bool:
 		v.Kind = "boolean"
 	case unstable.Array:
@@ -218,11 +250,22 @@ func (b *builder) value(n *unstable.Node, near Position, depth int) (*Value, err
 				return nil, err
 			}
 		}
+		v.Table.close()
 	}
 	return v, nil
 }
 
 func (b *builder) pos(n *unstable.Node) Position { return b.lines.at(int(n.Raw.Offset)) }
+
+// close ends an inline table, also for dotted keys within it.
+func (t *Table) close() {
+	for _, v := range t.Values {
+		if v.how == dotted {
+			v.how = closed
+			v.Table.close()
+		}
+	}
+}
 
 func (t *Table) set(key string, v *Value) {
 	if t.Values == nil {
