@@ -10,6 +10,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -267,7 +268,7 @@ func (c *Conn) end(err error) error {
 	said := c.finish
 	c.mu.Unlock()
 
-	var b batch
+	b := &c.rbatch
 	code, text := codeNo, ""
 	if ce := (*connError)(nil); errors.As(why, &ce) {
 		code, text, said = ce.code, ce.text, true
@@ -276,9 +277,9 @@ func (c *Conn) end(err error) error {
 		text = why.Error()
 	}
 	why = c.explain(why)
-	c.settleCalls(why, &b)
+	c.settleCalls(why, b)
 	if said {
-		c.farewell(code, text, &b)
+		c.farewell(code, text, b)
 	}
 	b.run()
 	if said {
@@ -297,7 +298,7 @@ func (c *Conn) end(err error) error {
 		c.wbuf = nil
 	}
 	for _, s := range c.streams {
-		c.remove(s, closedUnknown, &b)
+		c.remove(s, closedUnknown, b)
 	}
 	c.mu.Unlock()
 	b.run()
@@ -342,7 +343,8 @@ func (c *Conn) explain(err error) error {
 	switch {
 	case err == nil:
 		return ErrDrained
-	case errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed), errors.Is(err, io.ErrUnexpectedEOF):
+	case errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed), errors.Is(err, io.ErrUnexpectedEOF),
+		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if c.goneAway || c.draining {

@@ -42,7 +42,6 @@ func (c *Conn) readLoop() error {
 			p := (*c.rb)[c.rr+frameHeaderLen : c.rr+frameHeaderLen+f.length]
 			c.rr += frameHeaderLen + f.length
 			if err := c.handle(f, p, b); err != nil {
-				b.run()
 				return err
 			}
 			if b.bytes >= writeSize {
@@ -53,7 +52,6 @@ func (c *Conn) readLoop() error {
 			return err
 		}
 		if c.stopping() {
-			b.run()
 			return nil
 		}
 	}
@@ -128,7 +126,7 @@ func (c *Conn) noPreface(got string) error {
 	switch {
 	case got[0] == 0x16:
 		return fmt.Errorf("%s began a TLS handshake on a port that speaks plaintext HTTP/2: connect without TLS, or give this port a certificate", from)
-	case len(words) == 3 && strings.HasPrefix(words[2], "HTTP/"):
+	case len(words) == 3 && strings.HasPrefix(words[2], "HTTP/1"):
 		const text = "This port speaks HTTP/2 only (gRPC).\n"
 		_, _ = fmt.Fprintf(c.nc, "HTTP/1.1 505 HTTP Version Not Supported\r\ncontent-type: text/plain\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s", len(text), text)
 		return fmt.Errorf("%s request from %s on an HTTP/2 port: use a gRPC client, or HTTP/2 with prior knowledge", words[2], from)
