@@ -78,6 +78,8 @@ type matcher[T any] struct {
 	methods  map[string]T // "/acme.v1.Orders/Get"
 	services map[string]T // "/acme.v1.Orders/" for /acme.v1.Orders/*
 	packages map[string]T // "/acme.v1." for /acme.v1.*
+
+	shortest, longest int // of the keys of packages: others need not be tried
 }
 
 // add puts a pattern that configs.MethodPattern accepts.
@@ -87,6 +89,10 @@ func (m *matcher[T]) add(pattern string, v T) {
 		pattern = p
 		if to = &m.services; strings.HasSuffix(p, ".") {
 			to = &m.packages
+			m.longest = max(m.longest, len(p))
+			if m.shortest == 0 || len(p) < m.shortest {
+				m.shortest = len(p)
+			}
 		}
 	}
 	if *to == nil {
@@ -105,9 +111,9 @@ func (m *matcher[T]) find(path string) (T, bool) {
 		return v, true
 	}
 	if len(m.packages) > 0 {
-		for i := slash - 1; i > 1; i-- {
-			if path[i] == '.' {
-				if v, ok := m.packages[path[:i+1]]; ok {
+		for n := min(slash, m.longest); n >= m.shortest; n-- {
+			if path[n-1] == '.' {
+				if v, ok := m.packages[path[:n]]; ok {
 					return v, true
 				}
 			}

@@ -39,7 +39,7 @@ func Parse(name string, text []byte) (*Policy, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &file{name: name, p: &Policy{text: slices.Clone(text)}}
+	f := &file{name: name, p: &Policy{text: slices.Clone(text)}, treated: map[string]int{}}
 	f.read(root)
 	if len(f.errs) > 0 {
 		return nil, errors.Join(f.errs...)
@@ -53,6 +53,8 @@ type file struct {
 	name string
 	p    *Policy
 	errs []error
+
+	treated map[string]int // line of the [[method]] of a pattern
 }
 
 func (f *file) bad(at configs.Position, problem, remedy string) {
@@ -179,11 +181,10 @@ func (f *file) method(at configs.Position, t *configs.Table) {
 		f.refuse(match.Pos, err)
 		return
 	}
-	for _, other := range f.p.treats {
-		if other.match == m.match {
-			f.bad(match.Pos, fmt.Sprintf("%s has a [[method]] in line %d already", m.match, other.line), "put all of it into one")
-		}
+	if before := f.treated[m.match]; before > 0 {
+		f.bad(match.Pos, fmt.Sprintf("%s has a [[method]] in line %d already", m.match, before), "put all of it into one")
 	}
+	f.treated[m.match] = at.Line
 	if v := t.Get("max_message"); v != nil {
 		size, err := parseSize(v)
 		if err != nil {
@@ -451,7 +452,6 @@ func (p *Policy) hold(number func(string) int) {
 				h.permissions = append(h.permissions, perm)
 			}
 		}
-		sort.Strings(h.permissions)
 		h.grants = append(h.grants, g.name)
 		return h
 	}
@@ -470,6 +470,15 @@ func (p *Policy) hold(number func(string) int) {
 		}
 		for _, name := range slices.Compact(slices.Sorted(slices.Values(g.viaGateway))) {
 			h.gateways[name] = extend(h.gateways[name], g)
+		}
+	}
+	for _, h := range p.holders {
+		for _, list := range []map[string]*holding{{"": h.direct}, h.proxies, h.gateways} {
+			for _, one := range list {
+				if one != nil {
+					sort.Strings(one.permissions)
+				}
+			}
 		}
 	}
 }
