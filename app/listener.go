@@ -25,33 +25,46 @@ type readiness struct {
 	mu       sync.Mutex
 	roles    []string
 	why      map[string]string // role → reason; absent when ready
+	held     map[string]string // role → what this process has yet to do around it
 	draining bool
 	changed  chan struct{} // closed and replaced at every change
 }
 
 func newReadiness(roles []string) *readiness {
-	r := &readiness{roles: roles, why: map[string]string{}, changed: make(chan struct{})}
+	r := &readiness{roles: roles, why: map[string]string{}, held: map[string]string{}, changed: make(chan struct{})}
 	for _, role := range roles {
 		r.why[role] = "starting"
 	}
 	return r
 }
 
-// set is what a role says of itself, nil is ready; it reports whether that is
-// news.
-func (r *readiness) set(role string, err error) (changed bool) {
+// set is what a role says of itself, nil is ready. It returns whether the role
+// was ready, and whether it is.
+func (r *readiness) set(role string, err error) (was, is bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	was, waited := r.why[role]
+	_, waited := r.why[role]
 	if err == nil {
 		delete(r.why, role)
-		changed = waited
 	} else {
 		r.why[role] = err.Error()
-		changed = !waited || was != err.Error()
 	}
 	r.notify()
-	return changed
+	return !waited, err == nil
+}
+
+// hold keeps a role from counting as ready until the returned function is
+// called.
+func (r *readiness) hold(role, why string) (release func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.held[role] = why
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(r.held, role)
+		r.notify()
+	}
 }
 
 // drain makes the process unready for good.
@@ -81,6 +94,9 @@ func (r *readiness) state() (ready bool, roles []roleState, changed <-chan struc
 	ready = !r.draining
 	for _, role := range r.roles {
 		why, not := r.why[role]
+		if !not {
+			why, not = r.held[role]
+		}
 		if r.draining {
 			not, why = true, "draining: the process is shutting down"
 		}

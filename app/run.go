@@ -118,6 +118,7 @@ func (p *process) runAll(ctx context.Context) error {
 		})
 	}
 	edgeDone := make(chan struct{})
+	adopted := p.ready.hold("core", "starting")
 	group.Go(func() error {
 		defer close(edgeDone)
 		var up *core.Info
@@ -129,7 +130,7 @@ func (p *process) runAll(ctx context.Context) error {
 				return nil
 			}
 		}
-		return p.runOthers(edge, inner, group, up)
+		return p.runOthers(edge, inner, group, up, adopted)
 	})
 	group.Go(func() error {
 		select {
@@ -152,12 +153,13 @@ func (p *process) runAll(ctx context.Context) error {
 
 // runOthers starts what may need the core of this process, and returns when
 // the proxy has ended.
-func (p *process) runOthers(edge, inner context.Context, group *errgroup.Group, up *core.Info) error {
+func (p *process) runOthers(edge, inner context.Context, group *errgroup.Group, up *core.Info, adopted func()) error {
 	s := p.settings
 	if up != nil {
 		if err := p.adoptOwn(edge, *up); err != nil {
 			return err
 		}
+		adopted()
 	}
 	if s.Gateway != nil {
 		group.Go(func() error {
@@ -195,14 +197,16 @@ func (p *process) logOf(role string) *slog.Logger {
 	return p.log.With("part", role)
 }
 
-// readyOf reports a role's readiness, and logs when it changes.
+// readyOf reports a role's readiness. The log says when it comes and when it
+// goes; why it has not come yet, roles say themselves.
 func (p *process) readyOf(role string) func(error) {
 	log := p.logOf(role)
 	return func(err error) {
-		switch changed := p.ready.set(role, err); {
-		case changed && err == nil:
+		was, is := p.ready.set(role, err)
+		switch {
+		case !was && is:
 			log.Info("ready")
-		case changed:
+		case was && !is:
 			log.Info("not ready", "why", err.Error())
 		}
 	}
