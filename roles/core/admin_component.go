@@ -86,7 +86,7 @@ func (a *admin) AddComponent(ctx context.Context, in *control.AddComponentReques
 // startCommand is the one line that starts the component that was added.
 func startCommand(r store.ComponentRecord, token string) string {
 	if r.Role == pki.RoleGateway {
-		return "sallyport --role gateway --join " + token + " --upstream 127.0.0.1:9000"
+		return "sallyport --role gateway --join " + token
 	}
 	line := "sallyport --role proxy --join " + token
 	host, port, err := net.SplitHostPort(r.Address)

@@ -128,10 +128,11 @@ func (p *proxies) control(ctx context.Context, m *component, spec proxySpec) err
 	}
 	joined := time.Time{}
 	if r.State == store.StateInvited {
-		if err := p.join(ctx, r, spec); err != nil {
+		if err := p.await(ctx, m, r, spec); err != nil {
 			return err
 		}
 		joined = time.Now()
+		pause(ctx, settlePause)
 	}
 	conn, err := p.dialler.Dial(ctx, spec.address, link.ALPNControl, pki.Expect{Role: pki.RoleProxy, Name: m.name})
 	for err != nil && time.Since(joined) < settleTime && pause(ctx, settlePause) {
@@ -152,10 +153,30 @@ func (p *proxies) control(ctx context.Context, m *component, spec proxySpec) err
 	return p.core.sessions.Serve(ctx, conn)
 }
 
+// await lets an invited proxy join as soon as it is there. That nobody listens
+// at its address yet is what one expects of a proxy that was just added.
+func (p *proxies) await(ctx context.Context, m *component, r store.ComponentRecord, spec proxySpec) error {
+	for {
+		err := p.join(ctx, r, spec)
+		if refusal, ok := pki.AsRefusal(err); !ok || refusal.Code != pki.CodeConnectionRefused {
+			return err
+		}
+		m.explain("nobody listens at " + spec.address + " yet")
+		if m.once("awaited") {
+			p.log.Info("waiting for a proxy to be started", "proxy", m.name, "address", spec.address)
+		}
+		if !pause(ctx, awaitPause) {
+			return ctx.Err()
+		}
+	}
+}
+
+const awaitPause = 300 * time.Millisecond
+
 // A proxy that has just stored its identity takes a moment to show it.
 const (
 	settleTime  = 2 * time.Second
-	settlePause = 20 * time.Millisecond
+	settlePause = 100 * time.Millisecond
 )
 
 // pause waits; it is false when ctx ended first.

@@ -25,11 +25,12 @@ func (k key) String() string { return string(k.role) + " " + k.name }
 type registry struct {
 	mu         sync.Mutex
 	components map[key]*component
+	started    time.Time
 	changed    chan struct{} // closed and replaced when a component may have become able to take calls
 }
 
 func newRegistry() *registry {
-	return &registry{components: map[key]*component{}, changed: make(chan struct{})}
+	return &registry{components: map[key]*component{}, started: time.Now(), changed: make(chan struct{})}
 }
 
 // get returns the component named k, new if there is none.
@@ -39,6 +40,7 @@ func (r *registry) get(k key) *component {
 	c := r.components[k]
 	if c == nil {
 		c = &component{key: k}
+		c.lost.Store(r.started.UnixNano())
 		r.components[k] = c
 	}
 	return c
@@ -101,6 +103,7 @@ type component struct {
 	links        relay.Pool    // towards a gateway, from a proxy
 	connected    atomic.Bool   // a control session is up
 	acknowledged atomic.Uint64 // generation in force at its end, of this core's epoch
+	lost         atomic.Int64  // when it was connected last, or core started; nanoseconds
 
 	mu       sync.Mutex // guards what follows
 	removed  bool
@@ -152,6 +155,7 @@ func (c *component) end(s *link.Session, cause string) bool {
 		return false
 	}
 	c.session, c.detail = nil, cause
+	c.lost.Store(time.Now().UnixNano())
 	c.connected.Store(false)
 	c.acknowledged.Store(0)
 	return true
@@ -167,6 +171,15 @@ func (c *component) add(l *relay.Conn) bool {
 	}
 	c.links.Add(l)
 	return true
+}
+
+// returning is how long a component that was lost is expected back: it tries
+// again within 3 s.
+const returning = 3 * time.Second
+
+// expected reports whether the component was lost a moment ago.
+func (c *component) expected(now time.Time) bool {
+	return now.Sub(time.Unix(0, c.lost.Load())) < returning
 }
 
 // cut ends everything that is open with the component, for good.

@@ -124,7 +124,7 @@ type result int
 
 const (
 	routed     result = iota
-	notYet            // a gateway is about to be able to take it
+	notYet            // a gateway is about to be able to take it, or was lost a moment ago
 	noneServes        // nobody announced the service
 	allAway           // who announced it cannot take it
 )
@@ -144,7 +144,11 @@ func (p *passage) try(name string) result {
 		soon := false
 		for i := range s.targets {
 			t := &s.targets[(first+i)%len(s.targets)]
-			if !t.gateway.connected.Load() || t.known && !t.serving {
+			if t.known && !t.serving {
+				continue
+			}
+			if !t.gateway.connected.Load() {
+				soon = soon || t.gateway.expected(p.router.now())
 				continue
 			}
 			var conn *relay.Conn
