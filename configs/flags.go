@@ -12,7 +12,6 @@ type Flags struct {
 
 	DataDir      *string `name:"data-dir" group:"run" help:"Where state and keys are kept (default $STATE_DIRECTORY, else /var/lib/sallyport as root, else the XDG state directory)." placeholder:"DIR" roles:"core,proxy,gateway" kind:"dir"`
 	DrainTimeout *string `name:"drain-timeout" group:"run" help:"How long calls may finish at shutdown (default 30s)." placeholder:"DURATION" roles:"core,proxy,gateway" kind:"duration" fallback:"30s"`
-	MaxLinkAge   *string `name:"max-link-age" group:"run" help:"Longest life of a draining connection between components (default 168h)." placeholder:"DURATION" roles:"core,proxy,gateway" kind:"duration" fallback:"168h"`
 	AccessLog    *string `name:"access-log" group:"run" help:"One log line per call: off, failures or all (default failures)." placeholder:"WHICH" roles:"core,proxy,gateway" kind:"off|failures|all" fallback:"failures"`
 
 	HealthAddress *string `name:"health-address" group:"run" help:"Plain HTTP for health checks and metrics (default 127.0.0.1:8080)." placeholder:"HOST:PORT" roles:"process" kind:"listen" fallback:"127.0.0.1:8080"`

@@ -170,7 +170,7 @@ func (b *loader) core() {
 	b.row(f, quote(c.TrustDomain))
 	f = b.find(settingOf("cert-lifetime"), RoleCore)
 	c.CertLifetime = b.duration(f, time.Minute, 90*24*time.Hour)
-	c.DrainTimeout, c.MaxLinkAge, c.AccessLog = b.common(RoleCore)
+	c.DrainTimeout, c.AccessLog = b.common(RoleCore)
 	b.s.Core = c
 }
 
@@ -210,7 +210,7 @@ func (b *loader) proxy() {
 		public = ":443"
 	}
 	p.PublicAddress = b.listen("public-address", RoleProxy, public)
-	p.DrainTimeout, p.MaxLinkAge, p.AccessLog = b.common(RoleProxy)
+	p.DrainTimeout, p.AccessLog = b.common(RoleProxy)
 	b.s.Proxy = p
 }
 
@@ -234,16 +234,15 @@ func (b *loader) gateway() {
 	}
 	g.Allow = f.texts
 	b.row(f, quoteList(f.texts))
-	g.DrainTimeout, g.MaxLinkAge, g.AccessLog = b.common(RoleGateway)
+	g.DrainTimeout, g.AccessLog = b.common(RoleGateway)
 	b.s.Gateway = g
 }
 
 // common reads what every role has.
-func (b *loader) common(r Role) (drain, age time.Duration, access string) {
+func (b *loader) common(r Role) (drain time.Duration, access string) {
 	drain = b.duration(b.find(settingOf("drain-timeout"), r), 0, 24*time.Hour)
-	age = b.duration(b.find(settingOf("max-link-age"), r), time.Minute, 366*24*time.Hour)
 	b.s.Process.DrainTimeout = max(b.s.Process.DrainTimeout, drain)
-	return drain, age, b.word("access-log", r)
+	return drain, b.word("access-log", r)
 }
 
 // together checks what concerns several roles at once.

@@ -48,11 +48,11 @@ func TestDefaults(t *testing.T) {
 		Roles:   []Role{RoleCore, RoleProxy, RoleGateway},
 		Process: Process{HealthAddress: "127.0.0.1:8080", LogFormat: "auto", DrainTimeout: 30 * time.Second},
 		Core: &Core{DataDir: "/home/x/.local/state/sallyport", GRPCAddress: ":50055", TrustDomain: "sallyport.internal",
-			CertLifetime: 24 * time.Hour, DrainTimeout: 30 * time.Second, AccessLog: "failures", MaxLinkAge: 168 * time.Hour},
+			CertLifetime: 24 * time.Hour, DrainTimeout: 30 * time.Second, AccessLog: "failures"},
 		Proxy: &Proxy{DataDir: "/home/x/.local/state/sallyport", GRPCAddress: ":50051", PublicAddress: "127.0.0.1:8443", TLS: "internal",
-			DrainTimeout: 30 * time.Second, AccessLog: "failures", MaxLinkAge: 168 * time.Hour},
+			DrainTimeout: 30 * time.Second, AccessLog: "failures"},
 		Gateway: &Gateway{DataDir: "/home/x/.local/state/sallyport", Demo: true,
-			DrainTimeout: 30 * time.Second, AccessLog: "failures", MaxLinkAge: 168 * time.Hour},
+			DrainTimeout: 30 * time.Second, AccessLog: "failures"},
 	}
 	if !reflect.DeepEqual(s, want) {
 		t.Errorf("got  %+v %+v %+v %+v\nwant %+v %+v %+v %+v", s, s.Core, s.Proxy, s.Gateway, want, want.Core, want.Proxy, want.Gateway)

@@ -41,7 +41,6 @@ func samples(t *testing.T) map[string]sample {
 		"role":           {"", [3]string{"core", "proxy", "gateway"}, func(s *Settings) string { return string(s.Roles[0]) }, nil},
 		"data-dir":       {"core", [3]string{"/a", "/b", "/c"}, func(s *Settings) string { return s.Core.DataDir }, nil},
 		"drain-timeout":  {"proxy", [3]string{"1s", "2s", "3s"}, func(s *Settings) string { return s.Proxy.DrainTimeout.String() }, nil},
-		"max-link-age":   {"gateway", [3]string{"1h0m0s", "2h0m0s", "3h0m0s"}, func(s *Settings) string { return s.Gateway.MaxLinkAge.String() }, nil},
 		"access-log":     {"core", [3]string{"off", "all", "failures"}, func(s *Settings) string { return s.Core.AccessLog }, nil},
 		"health-address": {"core", [3]string{":1", ":2", ":3"}, func(s *Settings) string { return s.Process.HealthAddress }, nil},
 		"log-level":      {"core", [3]string{"debug", "warn", "error"}, func(s *Settings) string { return strings.ToLower(s.Process.LogLevel.String()) }, nil},

@@ -53,7 +53,6 @@ type Core struct {
 	CertLifetime time.Duration // of component certificates; 24h
 	DrainTimeout time.Duration // 30s
 	AccessLog    string        // off, failures or all; failures
-	MaxLinkAge   time.Duration // 168h
 	Demo         bool          // --role all without upstream and without policy: open the built-in service
 }
 
@@ -68,7 +67,6 @@ type Proxy struct {
 	Join          string        // the token's text, empty without one
 	AccessLog     string        // off, failures or all; failures
 	DrainTimeout  time.Duration // 30s
-	MaxLinkAge    time.Duration // 168h
 }
 
 // Gateway is the settings of the gateway role.
@@ -81,7 +79,6 @@ type Gateway struct {
 	Demo         bool          // no upstream was given: serve the built-in Echo
 	AccessLog    string        // off, failures or all; failures
 	DrainTimeout time.Duration // 30s
-	MaxLinkAge   time.Duration // 168h
 }
 
 // Upstream is one gRPC server behind a gateway.

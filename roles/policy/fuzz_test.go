@@ -16,7 +16,7 @@ func FuzzPolicyFile(f *testing.F) {
 		f.Add(text, "/acme.stock.v1.Stock/Get")
 	}
 	f.Add([]byte("methods.\"/a.B/C\" = ['public']\n[[method]]\nmatch = \"/a.*\"\n"), "/a.B/C")
-	f.Add([]byte("method = [{match = '/a.B/*', max_message = 1}]\ngrant = [{apikey = 'x', permissions = ['y']}]"), "//a.B/C")
+	f.Add([]byte("method = [{match = '/a.B/*', forward_authorization = true}]\ngrant = [{apikey = 'x', permissions = ['y']}]"), "//a.B/C")
 	f.Fuzz(func(t *testing.T, text []byte, path string) {
 		p, err := Parse("policy.toml", text)
 		if err != nil {

@@ -5,9 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sort"
-	"strconv"
 	"strings"
-	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -185,19 +183,10 @@ func (f *file) method(at configs.Position, t *configs.Table) {
 		f.bad(match.Pos, fmt.Sprintf("%s has a [[method]] in line %d already", m.match, before), "put all of it into one")
 	}
 	f.treated[m.match] = at.Line
-	if v := t.Get("max_message"); v != nil {
-		size, err := parseSize(v)
-		if err != nil {
-			f.refuse(v.Pos, err)
+	for _, key := range []string{"max_message", "max_deadline"} {
+		if v := t.Get(key); v != nil {
+			f.bad(v.KeyPos, key+" is not supported by this version", "remove it; nothing would enforce it")
 		}
-		m.MaxMessage = size
-	}
-	if v := t.Get("max_deadline"); v != nil {
-		d, err := time.ParseDuration(v.Text)
-		if v.Kind != "string" || err != nil || d <= 0 {
-			f.bad(v.Pos, fmt.Sprintf("%q is no duration that a call could have", v.Text), `write a number with a unit, such as "30s" or "5m"`)
-		}
-		m.MaxDeadline = d
 	}
 	if v := t.Get("forward_authorization"); v != nil {
 		if v.Kind != "boolean" {
@@ -206,29 +195,6 @@ func (f *file) method(at configs.Position, t *configs.Table) {
 		m.ForwardAuthorization = v.Text == "true"
 	}
 	f.p.treats = append(f.p.treats, m)
-}
-
-// parseSize reads "16MiB" or a number of bytes.
-func parseSize(v *configs.Value) (uint64, error) {
-	bad := fmt.Errorf("%q is no size; write a number of bytes, or \"16MiB\", \"512KiB\"", v.Text)
-	if v.Kind != "string" && v.Kind != "integer" {
-		return 0, bad
-	}
-	digits, unit := v.Text, uint64(1)
-	for _, u := range []struct {
-		name string
-		size uint64
-	}{{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"B", 1}} {
-		if s, ok := strings.CutSuffix(v.Text, u.name); ok {
-			digits, unit = strings.TrimSuffix(s, " "), u.size
-			break
-		}
-	}
-	n, err := strconv.ParseUint(digits, 10, 32)
-	if err != nil || n == 0 {
-		return 0, bad
-	}
-	return n * unit, nil
 }
 
 // grant reads one [[grant]].

@@ -1,8 +1,6 @@
 package policy
 
 import (
-	"time"
-
 	"google.golang.org/grpc/codes"
 )
 
@@ -134,9 +132,7 @@ type Decision struct {
 
 // Treatment is how the calls of a method are handled.
 type Treatment struct {
-	ForwardAuthorization bool
-	MaxMessage           uint64        // bytes, 0: no cap
-	MaxDeadline          time.Duration // 0: no cap
+	ForwardAuthorization bool // else the header ends at core
 }
 
 // Why a call was allowed or denied.

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc/codes"
 
@@ -27,13 +26,10 @@ const sample = `
 
 [[method]]
 match = "/acme.data.v1.DataService/*"
-max_message = "16MiB"
-max_deadline = "5m"
 forward_authorization = true
 
 [[method]]
 match = "/acme.data.v1.DataService/Small"
-max_message = 1024
 
 [[grant]]
 caller = "spiffe://example.org/client/billing"
@@ -163,13 +159,13 @@ func TestDecisionCarriesWhatIsHeld(t *testing.T) {
 	if !slices.Equal(d.Permissions, []string{"data:export", "user:read"}) || len(d.Grants) != 2 || !strings.Contains(d.Grants[0], "(line ") {
 		t.Errorf("%q %q", d.Permissions, d.Grants)
 	}
-	if want := (Treatment{true, 16 << 20, 5 * time.Minute}); d.Treatment != want {
+	if want := (Treatment{ForwardAuthorization: true}); d.Treatment != want {
 		t.Errorf("%+v, want %+v", d.Treatment, want)
 	}
 	// The most specific [[method]] counts alone as well, and where a row and
 	// a [[method]] have different patterns each finds its own.
 	d = p.Decide("/acme.data.v1.DataService/Small", billing)
-	if !d.Allowed || d.Row != "/acme.data.v1.DataService/*" || d.Treatment != (Treatment{MaxMessage: 1024}) {
+	if !d.Allowed || d.Row != "/acme.data.v1.DataService/*" || d.Treatment != (Treatment{}) {
 		t.Errorf("%+v", d)
 	}
 	if d = p.Decide("/acme.data.v1.DataService/Status", ci); !d.Treatment.ForwardAuthorization {
@@ -303,12 +299,9 @@ func TestRefusedFiles(t *testing.T) {
 		"[methods]\n\"/a.B/C\" = [\"x\", \"x\"]":                                                 {"twice"},
 		"[methods]\n\"/a.B/C\" = [\"public\", \"x\"]":                                            {`["public"] alone`},
 		"[methods]\n\"/a.B/C\" = [\"x\"]\n\"/a.B/C\" = [\"y\"]":                                  {"policy.toml:3"},
-		"[[method]]\nmax_message = 1":                                                            {"names no method"},
-		"[[method]]\nmatch = \"/a.B/C\"\nmax_message = \"16 MB\"":                                {":3:15", "is no size"},
-		"[[method]]\nmatch = \"/a.B/C\"\nmax_message = -1":                                       {"is no size"},
-		"[[method]]\nmatch = \"/a.B/C\"\nmax_message = \"0\"":                                    {"is no size"},
-		"[[method]]\nmatch = \"/a.B/C\"\nmax_deadline = 5":                                       {"with a unit"},
-		"[[method]]\nmatch = \"/a.B/C\"\nmax_deadline = \"-5s\"":                                 {"with a unit"},
+		"[[method]]\nmatch = \"/a.B/C\"\nmax_message = \"16MiB\"":                                {":3:1", "max_message is not supported by this version"},
+		"[[method]]\nmatch = \"/a.B/C\"\nmax_deadline = \"5m\"":                                  {"max_deadline is not supported by this version"},
+		"[[method]]\nforward_authorization = true":                                               {"names no method"},
 		"[[method]]\nmatch = \"/a.B/C\"\nforward_authorization = \"no\"":                         {"without quotes"},
 		"[[method]]\nmatch = \"/a.B/C\"\nforward_auth = true":                                    {"unknown key forward_auth"},
 		"[[method]]\nmatch = \"/a.B/C\"\n[[method]]\nmatch = \"/a.B/C\"":                         {":4:9", "line 1 already"},

@@ -3,7 +3,6 @@ package policy
 import (
 	"fmt"
 	"strings"
-	"time"
 
 	"sallyport/configs"
 	"sallyport/roles/control"
@@ -26,8 +25,6 @@ func (p *Policy) RulesFor(services []string) []*control.MethodRule {
 			Match:                e.pattern,
 			Allow:                e.row != nil && e.row.held,
 			ForwardAuthorization: e.treatment.ForwardAuthorization,
-			MaxMessageBytes:      e.treatment.MaxMessage,
-			MaxDeadlineNano:      int64(e.treatment.MaxDeadline),
 		})
 	}
 	return rules
@@ -63,13 +60,8 @@ func NewRules(rules []*control.MethodRule) (*Rules, error) {
 		if err := configs.MethodPattern(m.GetMatch()); err != nil {
 			return nil, fmt.Errorf("rule of the snapshot: %w", err)
 		}
-		if m.GetMaxDeadlineNano() < 0 {
-			return nil, fmt.Errorf("rule of the snapshot: %s has a negative deadline", m.GetMatch())
-		}
 		r.index.add(m.GetMatch(), rule{m.GetAllow(), Treatment{
 			ForwardAuthorization: m.GetForwardAuthorization(),
-			MaxMessage:           m.GetMaxMessageBytes(),
-			MaxDeadline:          time.Duration(m.GetMaxDeadlineNano()),
 		}})
 	}
 	return r, nil
