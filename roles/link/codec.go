@@ -69,3 +69,17 @@ func checkShape(b []byte, d protoreflect.MessageDescriptor, left *int) error {
 	}
 	return nil
 }
+
+// sendable reports why a frame cannot carry m. What cannot be sent would end
+// the session, and the next one, without end.
+func sendable(m proto.Message) error {
+	b, err := proto.Marshal(m)
+	if err != nil {
+		return err
+	}
+	if len(b) > maxPayload {
+		return fmt.Errorf("it takes %d bytes, %d are possible", len(b), maxPayload)
+	}
+	left := maxFields - 16
+	return checkShape(b, m.ProtoReflect().Descriptor(), &left)
+}

@@ -7,8 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"sallyport/acme/pki"
 	"sallyport/roles/control"
 )
@@ -182,7 +180,7 @@ func (s *componentSession) replied(r *control.HeartbeatReply) {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.beat.Store(now.UnixNano())
+	s.beat.Store(monotonic())
 	if r.GetSequence() != s.sequence || s.sent.IsZero() {
 		return // late: it says that core lives, and nothing about time
 	}
@@ -227,7 +225,7 @@ func (e *ComponentEnd) apply(snapshot *control.Snapshot) *control.SnapshotAck {
 		return ack
 	default:
 		if err := e.Apply(snapshot); err != nil {
-			ack.Error = clip(err.Error(), 1024)
+			ack.Error = printable(err.Error(), 1024)
 			break
 		}
 		e.held = g
@@ -317,11 +315,11 @@ func (s *componentSession) sendQueued() error {
 
 // Announce replaces what core is told of services and upstreams; the newest
 // goes out at once, and again at the start of every session. The caller does
-// not change it afterwards. One that is too large for a frame is an error, and
-// the former one stays.
+// not change it afterwards. One that no frame can carry is an error, and the
+// former one stays.
 func (e *ComponentEnd) Announce(a *control.Announcement) error {
-	if n := proto.Size(a); n > maxPayload {
-		return fmt.Errorf("announce services: descriptors and names take %d bytes, %d are possible: list the services by hand, or divide them among gateways", n, maxPayload)
+	if err := sendable(a); err != nil {
+		return fmt.Errorf("announce services: %w: list the services by hand, or divide them among gateways", err)
 	}
 	e.mu.Lock()
 	e.announcement = a

@@ -95,7 +95,7 @@ func (s *Session) run() error {
 		return recvEnd(s.ctx, s.st, err)
 	}
 	stop()
-	s.beat.Store(time.Now().UnixNano())
+	s.beat.Store(monotonic())
 	s.startReader(s.reader)
 	s.start(s.writer)
 	s.start(s.watch)
@@ -106,7 +106,7 @@ func (s *Session) run() error {
 }
 
 func refusalFrame(r *pki.Refusal) *control.Frame {
-	return &control.Frame{Frame: &control.Frame_Refusal{Refusal: r.Proto()}}
+	return &control.Frame{Frame: &control.Frame_Refusal{Refusal: protoOf(r)}}
 }
 
 // hello takes a component's first word.
@@ -195,7 +195,7 @@ func (s *Session) frame(f *control.Frame) *pki.Refusal {
 
 func (s *Session) heartbeat(h *control.Heartbeat) SessionState {
 	now := time.Now()
-	s.beat.Store(now.UnixNano())
+	s.beat.Store(monotonic())
 	const most = int64(1000 * time.Hour)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -232,7 +232,7 @@ func (s *Session) certificate(q *control.CertificateRequest) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.queueLocked(&control.Frame{Frame: &control.Frame_CertificateResponse{
-			CertificateResponse: &control.CertificateResponse{Id: q.GetId(), Chain: chain, Refusal: r.Proto()}}})
+			CertificateResponse: &control.CertificateResponse{Id: q.GetId(), Chain: chain, Refusal: protoOf(r)}}})
 	}
 	if s.owner.Certificate == nil {
 		answer(nil, refuseProtocol("this core issues no such certificates"))
@@ -296,11 +296,11 @@ func (s *Session) sendQueued() error {
 }
 
 // Send queues a snapshot; one that is still waiting is replaced. The caller
-// does not change it afterwards. One that is too large for a frame is an
-// error, and the component keeps the former.
+// does not change it afterwards. One that no frame can carry is an error, and
+// the component keeps the former.
 func (s *Session) Send(snapshot *control.Snapshot) error {
-	if n := proto.Size(snapshot); n > maxPayload {
-		return fmt.Errorf("snapshot for %s %s: it takes %d bytes, %d are possible: shorten the policy or announce fewer descriptors", s.Peer.ID.Role, s.Peer.ID.Name, n, maxPayload)
+	if err := sendable(snapshot); err != nil {
+		return fmt.Errorf("snapshot for %s %s: %w: shorten the policy or announce fewer descriptors", s.Peer.ID.Role, s.Peer.ID.Name, err)
 	}
 	s.mu.Lock()
 	s.snapshot = snapshot

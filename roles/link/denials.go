@@ -67,9 +67,4 @@ func (d *Denials) Take() *control.DenialReport {
 	return report
 }
 
-func cut(s string) string {
-	if len(s) > maxDenialText {
-		return s[:maxDenialText]
-	}
-	return s
-}
+func cut(s string) string { return clip(s, maxDenialText) }

@@ -29,7 +29,7 @@ type Dialler struct {
 	// BootstrapKey, at core: the key that the proxy's token makes. Only for ALPNJoin.
 	BootstrapKey ed25519.PublicKey
 
-	Log *slog.Logger
+	Log *slog.Logger // what is of use to nobody but who looks for a fault (debug)
 
 	// Connect opens the TCP connection; nil is a net.Dialer.
 	Connect func(ctx context.Context, network, address string) (net.Conn, error)
@@ -61,10 +61,21 @@ func (d *Dialler) Dial(ctx context.Context, address, alpn string, want pki.Expec
 	case refusal != nil:
 		return nil, fmt.Errorf("%s refused this component: %w", address, refusal)
 	case whyErr != nil:
-		return nil, fmt.Errorf("%w (asked why, no answer: %v)", err, whyErr)
+		if d.Log != nil {
+			d.Log.Debug("asked why and got no answer", "address", address, "protocol", alpn, "cause", whyErr.Error())
+		}
+		return nil, err
 	default:
-		return nil, fmt.Errorf("%w (asked why: %s)", err, "it would accept this certificate now")
+		return nil, fmt.Errorf("%w (asked why: it would accept this certificate now)", err)
 	}
+}
+
+// self is Self; a newcomer may have none.
+func (d *Dialler) self() *Self {
+	if d.Self == nil {
+		return NewSelf()
+	}
+	return d.Self
 }
 
 // errRefusedThere marks that the other side ended the handshake.
@@ -95,7 +106,7 @@ func (d *Dialler) connect(ctx context.Context, address, alpn string, want pki.Ex
 }
 
 func (d *Dialler) handshake(ctx context.Context, nc net.Conn, address, alpn string, want pki.Expect) (*Conn, error) {
-	hs := &dialHandshake{dialler: d, alpn: alpn, want: want, self: d.Self.state.Load(), peer: Peer{Remote: remoteOf(nc)}}
+	hs := &dialHandshake{dialler: d, alpn: alpn, want: want, self: d.self().state.Load(), peer: Peer{Remote: remoteOf(nc)}}
 	c := baseConfig(alpn)
 	c.InsecureSkipVerify = true // all checks are in VerifyConnection
 	c.VerifyConnection = hs.verify
@@ -153,7 +164,7 @@ type dialHandshake struct {
 // does not fit what the listener asks for would silently not be sent.
 func (h *dialHandshake) certificate(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 	if t := h.dialler.Token; t != nil {
-		c, err := t.BootstrapCertificate(h.dialler.Self.now())
+		c, err := t.BootstrapCertificate(h.dialler.self().now())
 		return &c, err
 	}
 	h.own = h.self.leaf()
@@ -183,7 +194,7 @@ func (h *dialHandshake) judge(cs tls.ConnectionState) *pki.Refusal {
 	d := h.dialler
 	switch {
 	case d.Token != nil:
-		id, err := d.Token.VerifyCore(cs.PeerCertificates, d.Self.now())
+		id, err := d.Token.VerifyCore(cs.PeerCertificates, d.self().now())
 		if err != nil {
 			return refusalOf(err)
 		}
@@ -205,7 +216,7 @@ func (h *dialHandshake) judge(cs tls.ConnectionState) *pki.Refusal {
 }
 
 func (h *dialHandshake) identity(cs tls.ConnectionState) *pki.Refusal {
-	id, err := h.self.verifier(h.dialler.Self.now).Component(cs.PeerCertificates, h.want)
+	id, err := h.self.verifier(h.dialler.self().now).Component(cs.PeerCertificates, h.want)
 	if err != nil {
 		return refusalOf(err)
 	}

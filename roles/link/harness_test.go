@@ -44,7 +44,7 @@ type tokenRow struct {
 
 func newCA(t *testing.T) *ca {
 	t.Helper()
-	a, err := pki.CreateAuthority(filepath.Join(t.TempDir(), "ca"), "test.internal", time.Now())
+	a, err := pki.CreateAuthority(filepath.Join(t.TempDir(), "ca"), "test.internal", time.Now().Add(-24*time.Hour))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,11 +57,17 @@ func (c *ca) id(role pki.Role, name string) pki.ID {
 
 func (c *ca) credentials(role pki.Role, name string) *pki.Credentials {
 	c.t.Helper()
+	return c.credentialsAt(role, name, time.Now())
+}
+
+// credentialsAt are valid from a minute before at to an hour after.
+func (c *ca) credentialsAt(role pki.Role, name string, at time.Time) *pki.Credentials {
+	c.t.Helper()
 	key, err := pki.NewKey("p256")
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	issued, err := c.authority.IssueComponent(pki.ComponentRequest{ID: c.id(role, name), Incarnation: 1, PublicKey: key.Public(), Lifetime: time.Hour}, time.Now())
+	issued, err := c.authority.IssueComponent(pki.ComponentRequest{ID: c.id(role, name), Incarnation: 1, PublicKey: key.Public(), Lifetime: time.Hour}, at)
 	if err != nil {
 		c.t.Fatal(err)
 	}

@@ -51,14 +51,14 @@ type Conn struct {
 	Dialled bool // this side dialled
 
 	expires  time.Time
-	lastRead atomic.Int64 // unix nano
+	lastRead atomic.Int64 // monotonic
 }
 
 // Read reads from the connection and notes that the peer is alive.
 func (c *Conn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if n > 0 {
-		c.lastRead.Store(time.Now().UnixNano())
+		c.lastRead.Store(monotonic())
 	}
 	return n, err
 }
@@ -66,6 +66,11 @@ func (c *Conn) Read(b []byte) (int, error) {
 // Expires is when the first of both ends' certificates ends, and with it the
 // right to keep this connection.
 func (c *Conn) Expires() time.Time { return c.expires }
+
+var processStart = time.Now()
+
+// monotonic is a time that no change of the host's clock moves.
+func monotonic() int64 { return int64(time.Since(processStart)) }
 
 // expiryOf is the earliest NotAfter among the leaves given; nil leaves do not count.
 func expiryOf(leaves ...*x509.Certificate) time.Time {

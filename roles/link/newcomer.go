@@ -80,7 +80,7 @@ func (n *Newcomer) Join(ctx context.Context, conn *Conn) (*Grant, error) {
 		g, err := n.join(ctx, st, conn.Peer.Chain)
 		if r, ok := pki.AsRefusal(err); ok {
 			// Ours: say it. Core's: core knows, and has ended the stream.
-			st.Send(&control.JoinFrame{Frame: &control.JoinFrame_Refusal{Refusal: r.Proto()}})
+			st.Send(&control.JoinFrame{Frame: &control.JoinFrame_Refusal{Refusal: protoOf(r)}})
 		}
 		grant = g
 		return err

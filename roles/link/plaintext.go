@@ -19,12 +19,12 @@ import (
 type Plaintext int
 
 const (
-	TLS      Plaintext = iota // a TLS handshake record: go on
-	HTTP1                     // an HTTP/1 request line
-	HTTP2                     // the HTTP/2 preface without TLS: gRPC "insecure", h2c
-	ProxyV                    // a PROXY protocol header
-	SSH                       // an SSH banner
-	NotKnown                  // something else
+	TLS         Plaintext = iota // a TLS handshake record: go on
+	HTTP1                        // an HTTP/1 request line
+	HTTP2                        // the HTTP/2 preface without TLS: gRPC "insecure", h2c
+	ProxyHeader                  // a PROXY protocol header
+	SSH                          // an SSH banner
+	NotKnown                     // something else
 )
 
 // peeked is a connection whose first bytes are read again by the next reader.
@@ -100,7 +100,7 @@ func classify(b []byte) (kind Plaintext, sure bool) {
 	case is("PRI * HTTP/2"):
 		return HTTP2, true
 	case is("PROXY ") || is("\r\n\r\n\x00\r\nQUIT\n"):
-		return ProxyV, true
+		return ProxyHeader, true
 	case is("SSH-"):
 		return SSH, true
 	}
@@ -122,7 +122,7 @@ func (k Plaintext) Refusal(port string) *pki.Refusal {
 	case HTTP2:
 		return &pki.Refusal{Code: pki.CodePlaintext, Cause: "plain HTTP/2 (gRPC without TLS) came to " + port + ", which speaks TLS only",
 			Remedy: "switch TLS on in the client (grpcurl: leave -plaintext out; grpc-go: transport credentials instead of insecure)"}
-	case ProxyV:
+	case ProxyHeader:
 		return &pki.Refusal{Code: pki.CodePlaintext, Cause: "a PROXY protocol header came to " + port + ", which does not expect one",
 			Remedy: "switch the PROXY protocol off in the load balancer for this port"}
 	case SSH:

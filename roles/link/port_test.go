@@ -270,3 +270,35 @@ func TestPortStops(t *testing.T) {
 		t.Fatal(err, out)
 	}
 }
+
+// TestPreface: a dialler takes nothing but acceptance.
+func TestPreface(t *testing.T) {
+	c := newCA(t)
+	cert := c.credentials(pki.RoleCore, "core").TLS()
+	for name, said := range map[string]string{"an identity that is not expected": "\x00\x05hello", "half": "\x00", "nothing": ""} {
+		t.Run(name, func(t *testing.T) {
+			l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{ALPNControl}, ClientAuth: tls.RequireAnyClientCert})
+			if err != nil {
+				t.Fatal(err)
+			}
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				for {
+					nc, err := l.Accept()
+					if err != nil {
+						return
+					}
+					nc.Write([]byte(said))
+					nc.Close()
+				}
+			}()
+			_, err = gatewayDial(t, c.self(pki.RoleGateway, "one"), l.Addr().String(), ALPNControl)
+			if r, ok := pki.AsRefusal(err); !ok || r.Remedy == "" {
+				t.Fatal(err)
+			}
+			l.Close()
+			<-done
+		})
+	}
+}

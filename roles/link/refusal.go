@@ -9,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	"sallyport/acme/pki"
+	"sallyport/roles/control"
 )
 
 // The refusals of joining. Core's Adopt returns them; they are here so that
@@ -145,11 +146,20 @@ func clipAll(list []string) []string {
 	return out
 }
 
+// clip is the beginning of s, valid UTF-8: protobuf sends no other strings.
 func clip(s string, n int) string {
-	if len(s) <= n {
-		return s
+	if len(s) > n {
+		s = strings.ToValidUTF8(s[:n], "") + "…"
 	}
-	return s[:n] + "…"
+	return strings.ToValidUTF8(s, "·")
+}
+
+// protoOf is r as it travels: causes may quote bytes that a stranger chose.
+func protoOf(r *pki.Refusal) *control.Refusal {
+	if r == nil {
+		return nil
+	}
+	return &control.Refusal{Code: r.Code, Cause: printable(r.Cause, 1024), Remedy: printable(r.Remedy, 1024)}
 }
 
 // printable is what a peer says, bounded and without what a terminal obeys.

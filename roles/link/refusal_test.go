@@ -63,9 +63,11 @@ func TestRefusedIdentities(t *testing.T) {
 		{"gateway as core", c.self(pki.RoleGateway, "orders"), proxyAddr, pki.Expect{Role: pki.RoleProxy, Name: "dmz"}, &proxyLog, pki.CodeWrongRole},
 		{"proxy as gateway", c.self(pki.RoleProxy, "dmz"), coreAddr, pki.Expect{Role: pki.RoleCore}, &coreLog, pki.CodeWrongRole},
 		{"core as gateway", c.self(pki.RoleCore, "core"), coreAddr, pki.Expect{Role: pki.RoleCore}, &coreLog, pki.CodeWrongRole},
-		{"another CA", with(other.credentials(pki.RoleGateway, "orders")), coreAddr, pki.Expect{Role: pki.RoleCore}, &coreLog, ""},
-		{"callers' intermediate", with(c.leaf(pki.LeafRequest{ID: c.id(pki.RoleClient, "billing"), Client: true})), coreAddr, pki.Expect{Role: pki.RoleCore}, &coreLog, ""},
-		{"no identity", with(c.leaf(pki.LeafRequest{DNS: []string{"host.example"}, Client: true, Server: true})), coreAddr, pki.Expect{Role: pki.RoleCore}, &coreLog, ""},
+		{"another CA", with(other.credentials(pki.RoleGateway, "orders")), coreAddr, pki.Expect{Role: pki.RoleCore}, &coreLog, pki.CodeUnknownAuthority},
+		{"expired", with(c.credentialsAt(pki.RoleGateway, "late", time.Now().Add(-2*time.Hour))), coreAddr, pki.Expect{Role: pki.RoleCore}, &coreLog, pki.CodeExpired},
+		{"not yet valid", with(c.credentialsAt(pki.RoleGateway, "early", time.Now().Add(2*time.Hour))), coreAddr, pki.Expect{Role: pki.RoleCore}, &coreLog, pki.CodeNotYetValid},
+		{"callers' intermediate", with(c.leaf(pki.LeafRequest{ID: c.id(pki.RoleClient, "billing"), Client: true})), coreAddr, pki.Expect{Role: pki.RoleCore}, &coreLog, pki.CodeWrongIssuer},
+		{"no identity", with(c.leaf(pki.LeafRequest{DNS: []string{"host.example"}, Client: true, Server: true})), coreAddr, pki.Expect{Role: pki.RoleCore}, &coreLog, pki.CodeWrongIssuer},
 		{"revoked", with(revoked), coreAddr, pki.Expect{Role: pki.RoleCore}, &coreLog, pki.CodeRevoked},
 		{"not registered", c.self(pki.RoleGateway, "stranger"), coreAddr, pki.Expect{Role: pki.RoleCore}, &coreLog, "not_a_component"},
 	} {
@@ -77,7 +79,7 @@ func TestRefusedIdentities(t *testing.T) {
 				if !ok || r.Code == pki.CodeRefusedByPeer || r.Cause == "" || r.Remedy == "" {
 					t.Fatalf("%s: the dialler learned no reason: %v", alpn, err)
 				}
-				if tc.code != "" && r.Code != tc.code {
+				if r.Code != tc.code {
 					t.Fatalf("%s: refused as %s (%v), want %s", alpn, r.Code, r, tc.code)
 				}
 				tc.log.awaits(t, "refused a connection", "code="+r.Code, "remedy=", "protocol="+alpn)
@@ -127,13 +129,13 @@ func TestDiallerRefuses(t *testing.T) {
 	}{
 		{"a gateway serves as core", serveAs(c.self(pki.RoleGateway, "evil")), pki.Expect{Role: pki.RoleCore}, pki.CodeWrongRole},
 		{"a proxy serves as core", serveAs(c.self(pki.RoleProxy, "evil")), pki.Expect{Role: pki.RoleCore}, pki.CodeWrongRole},
-		{"a core of another CA", serveAs(other.self(pki.RoleCore, "core")), pki.Expect{Role: pki.RoleCore}, ""},
+		{"a core of another CA", serveAs(other.self(pki.RoleCore, "core")), pki.Expect{Role: pki.RoleCore}, pki.CodeUnknownAuthority},
 		{"another proxy", serveAs(c.self(pki.RoleProxy, "dmz2")), pki.Expect{Role: pki.RoleProxy, Name: "dmz1"}, pki.CodeWrongName},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			_, err := gateway.Dial(testContext(t), tc.addr, ALPNControl, tc.want)
 			r, ok := pki.AsRefusal(err)
-			if !ok || r.Remedy == "" || tc.code != "" && r.Code != tc.code {
+			if !ok || r.Remedy == "" || r.Code != tc.code {
 				t.Fatalf("got %v, want %s", err, tc.code)
 			}
 			t.Log(err)

@@ -83,7 +83,7 @@ func (r *Registrar) join(ctx context.Context, st stream[control.JoinFrame], conn
 		grant, refusal = r.Adopt(ctx, attempt)
 	}
 	if refusal != nil {
-		st.Send(&control.JoinFrame{Frame: &control.JoinFrame_Refusal{Refusal: refusal.Proto()}})
+		st.Send(&control.JoinFrame{Frame: &control.JoinFrame_Refusal{Refusal: protoOf(refusal)}})
 		return refusal
 	}
 	if err := st.Send(&control.JoinFrame{Frame: &control.JoinFrame_Grant{Grant: grant}}); err != nil {

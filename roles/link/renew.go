@@ -26,7 +26,7 @@ type renewService struct {
 func (s *renewService) Why(_ context.Context, r *control.WhyRequest) (*control.WhyResponse, error) {
 	peer := s.peer
 	if refusal := s.port.verdict(clip(r.GetAlpn(), 64), &peer); refusal != nil {
-		return &control.WhyResponse{Refusal: refusal.Proto()}, nil
+		return &control.WhyResponse{Refusal: protoOf(refusal)}, nil
 	}
 	return &control.WhyResponse{Accepted: true}, nil
 }

@@ -59,17 +59,20 @@ func (s *Self) SetRevocations(rows []*control.Revocation) {
 	s.state.Store(&next)
 }
 
-// Apply takes bundle and revocations from a snapshot.
+// Apply takes bundle and revocations from a snapshot, both or neither.
 func (s *Self) Apply(snapshot *control.Snapshot) error {
 	b, err := pki.BundleFromProto(snapshot.GetBundle())
 	if err != nil {
 		return fmt.Errorf("trust bundle of the snapshot: %w", err)
 	}
-	if have := s.state.Load().bundle; have != nil && have.TrustDomain != b.TrustDomain {
-		return fmt.Errorf("trust bundle of the snapshot is for %s, this component belongs to %s", b.TrustDomain, have.TrustDomain)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := *s.state.Load()
+	if next.bundle != nil && next.bundle.TrustDomain != b.TrustDomain {
+		return fmt.Errorf("trust bundle of the snapshot is for %s, this component belongs to %s", b.TrustDomain, next.bundle.TrustDomain)
 	}
-	s.Set(nil, b)
-	s.SetRevocations(snapshot.GetRevocations())
+	next.bundle, next.revoked = b, newRevocations(snapshot.GetRevocations())
+	s.state.Store(&next)
 	return nil
 }
 

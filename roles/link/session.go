@@ -38,7 +38,7 @@ type sessionConn struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
-	beat   atomic.Int64 // unix nano of the last heartbeat (core) or reply (component)
+	beat   atomic.Int64 // monotonic time of the last heartbeat (core) or reply (component)
 	wake   chan struct{}
 	read   chan struct{} // closed when the reader has ended
 }
@@ -46,7 +46,8 @@ type sessionConn struct {
 func newSessionConn(ctx context.Context, conn *Conn) *sessionConn {
 	c := &sessionConn{conn: conn, wake: make(chan struct{}, 1), read: make(chan struct{})}
 	c.ctx, c.cancel = context.WithCancelCause(ctx)
-	c.beat.Store(time.Now().UnixNano())
+	c.beat.Store(monotonic())
+	conn.lastRead.Store(monotonic())
 	return c
 }
 
@@ -111,8 +112,8 @@ func (c *sessionConn) watch() error {
 		if x := c.conn.Expires(); !x.IsZero() && !now.Before(x) {
 			return errExpired
 		}
-		beat := now.Sub(time.Unix(0, c.beat.Load()))
-		bytes := now.Sub(time.Unix(0, c.conn.lastRead.Load()))
+		beat := time.Duration(monotonic() - c.beat.Load())
+		bytes := time.Duration(monotonic() - c.conn.lastRead.Load())
 		switch {
 		case beat >= mutedAfter:
 			return errMuted
@@ -164,10 +165,6 @@ type generation struct{ epoch, number uint64 }
 
 func generationOf(g *control.Generation) generation {
 	return generation{g.GetEpoch(), g.GetGeneration()}
-}
-
-func (g generation) proto() *control.Generation {
-	return &control.Generation{Epoch: g.epoch, Generation: g.number}
 }
 
 func (g generation) after(o generation) bool {

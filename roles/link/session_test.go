@@ -575,6 +575,7 @@ func TestHostileFrames(t *testing.T) {
 		"fields":       {Frame: &control.Frame_Announcement{Announcement: &control.Announcement{Services: slices.Repeat([]*control.AnnouncedService{{}}, maxFields)}}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel() // each waits 2 s for the hostile end to go
 			l := newLinked(t, pki.RoleGateway, false)
 			s := hostile(t, l)
 			if err := s.Send(f); err != nil {

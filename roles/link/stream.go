@@ -126,6 +126,8 @@ func endOf(ctx context.Context, err error) error {
 		return fmt.Errorf("the connection was lost (%s)", clip(s.Message(), 256))
 	case codes.Unimplemented:
 		return refuseProtocol("it does not know this RPC")
+	case codes.Internal:
+		return refuseProtocol("a message could not be read: " + clip(s.Message(), 256))
 	case codes.ResourceExhausted:
 		return refuseProtocol("a message was too large: " + clip(s.Message(), 256))
 	}
