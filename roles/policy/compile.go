@@ -1,0 +1,114 @@
+package policy
+
+import (
+	"slices"
+	"sort"
+)
+
+// compile turns what was read into what Decide looks things up in.
+func (p *Policy) compile() {
+	health := "/" + HealthService + "/*"
+	rows := map[string]*row{}
+	for _, r := range p.rows {
+		rows[r.pattern] = r
+	}
+	if rows[health] == nil {
+		r := &row{pattern: health, needs: []string{public}, public: true, builtIn: true}
+		rows[health] = r
+		p.rows = append(p.rows, r)
+	}
+
+	numbers := map[string]int{}
+	number := func(permission string) int {
+		n, ok := numbers[permission]
+		if !ok {
+			n = len(numbers)
+			numbers[permission] = n
+		}
+		return n
+	}
+	var given bits
+	for _, g := range p.grants {
+		for _, perm := range g.permissions {
+			given.add(number(perm))
+		}
+	}
+	for _, r := range p.rows {
+		for _, need := range r.needs {
+			r.set.add(number(need))
+		}
+		r.held = r.public || r.set.meets(given)
+	}
+
+	treats := map[string]*treatment{}
+	patterns := make([]string, 0, len(rows)+len(p.treats))
+	for _, t := range p.treats {
+		treats[t.match] = t
+		patterns = append(patterns, t.match)
+	}
+	for pattern := range rows {
+		patterns = append(patterns, pattern)
+	}
+	sort.Strings(patterns)
+	patterns = slices.Compact(patterns)
+	p.entries = make([]entry, len(patterns))
+	for i, pattern := range patterns {
+		e := &p.entries[i]
+		e.pattern = pattern
+		treated := false
+		for _, w := range wider(pattern) {
+			if e.row == nil {
+				e.row = rows[w]
+			}
+			if t := treats[w]; t != nil && !treated {
+				e.treatment, treated = t.Treatment, true
+			}
+		}
+		p.index.add(pattern, e)
+	}
+	p.hold(number)
+}
+
+// hold gathers what every caller holds, by whose word.
+func (p *Policy) hold(number func(string) int) {
+	p.holders = map[holderKey]*holder{}
+	extend := func(h *holding, g *grant) *holding {
+		if h == nil {
+			h = &holding{}
+		}
+		for _, perm := range g.permissions {
+			if n := number(perm); !h.set.has(n) {
+				h.set.add(n)
+				h.permissions = append(h.permissions, perm)
+			}
+		}
+		h.grants = append(h.grants, g.name)
+		return h
+	}
+	for _, g := range p.grants {
+		h := p.holders[g.key]
+		if h == nil {
+			h = &holder{proxies: map[string]*holding{}, gateways: map[string]*holding{}}
+			p.holders[g.key] = h
+		}
+		if g.key.kind != Certificate {
+			h.direct = extend(h.direct, g)
+			continue
+		}
+		for _, name := range slices.Compact(slices.Sorted(slices.Values(g.viaProxy))) {
+			h.proxies[name] = extend(h.proxies[name], g)
+		}
+		for _, name := range slices.Compact(slices.Sorted(slices.Values(g.viaGateway))) {
+			h.gateways[name] = extend(h.gateways[name], g)
+		}
+	}
+	for _, h := range p.holders {
+		for _, list := range []map[string]*holding{{"": h.direct}, h.proxies, h.gateways} {
+			for _, one := range list {
+				if one != nil {
+					sort.Strings(one.permissions)
+				}
+			}
+		}
+	}
+}
