@@ -14,6 +14,7 @@ import (
 
 const (
 	linkCheckEvery = time.Second
+	cutTimeout     = time.Second    // telling core that calls were cut
 	linkMaxUse     = 12 * time.Hour // a link is replaced after this, long before it runs out of stream ids
 )
 
@@ -210,6 +211,14 @@ func (l *links) drain(within time.Duration, log *slog.Logger) {
 					log.Warn("drain time is over, calls are cut", "calls", n)
 				}
 				c.Close(errors.New("the gateway is shutting down"))
+			}
+			limit.Reset(cutTimeout)
+			for _, c := range open[i:] {
+				select {
+				case <-c.Done(): // core has been told
+				case <-limit.C:
+					return
+				}
 			}
 			return
 		}

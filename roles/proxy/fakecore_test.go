@@ -39,7 +39,6 @@ type fakeCore struct {
 	self      *link.Self
 	token     pki.Token
 	upstream  *bufconn.Listener
-	stopped   bool
 
 	mu       sync.Mutex // guards what follows
 	part     *control.ProxyPart

@@ -24,6 +24,7 @@ const (
 	publicPort       = "the public port"
 	handshakeTimeout = 10 * time.Second
 	strangeTimeout   = 5 * time.Second // answering somebody who speaks no HTTP/2
+	cutTimeout       = time.Second     // telling callers that their calls were cut
 )
 
 // public is the listener that callers reach.
@@ -220,6 +221,14 @@ func (l *public) drain(within time.Duration) {
 		}
 		if calls > 0 {
 			l.proxy.log.Warn("drain time is over, calls are cut", "calls", calls)
+		}
+		limit.Reset(cutTimeout)
+		for _, c := range open[i:] {
+			select {
+			case <-c.Done(): // every caller has been told
+			case <-limit.C:
+				return
+			}
 		}
 		return
 	}

@@ -47,6 +47,8 @@ type alphaReflector struct {
 }
 
 // ServerReflectionInfo is grpc.reflection.v1alpha.
+//
+//lint:ignore SA1019 clients that know nothing newer are many
 func (r *alphaReflector) ServerReflectionInfo(stream grpc.BidiStreamingServer[alphapb.ServerReflectionRequest, alphapb.ServerReflectionResponse]) error {
 	sent, see := make(map[string]bool), r.look(stream.Context())
 	for {
@@ -57,6 +59,7 @@ func (r *alphaReflector) ServerReflectionInfo(stream grpc.BidiStreamingServer[al
 		if err != nil {
 			return err
 		}
+		//lint:ignore SA1019 as above
 		in, out := new(reflectionpb.ServerReflectionRequest), new(alphapb.ServerReflectionResponse)
 		if err := transcode(older, in); err != nil {
 			return err

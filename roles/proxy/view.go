@@ -41,10 +41,7 @@ func (p *proxy) prepare(s *control.Snapshot) (func(), error) {
 	return func() {
 		// The bundle and the revocations are in force by now.
 		components := p.self.Verifier()
-		v.callers = &pki.Verifier{TrustDomain: components.TrustDomain, Now: components.Now, Revoked: components.Revoked}
-		if b := p.self.Bundle(); b != nil {
-			v.callers.Anchors = b.CallerIntermediates
-		}
+		v.callers = p.self.Bundle().CallerVerifier(components.Now, components.Revoked)
 		p.view.Store(v)
 		p.state.changed()
 	}, nil
