@@ -57,9 +57,7 @@ func (c *Core) AddDenials(ctx context.Context, rows []DenialRow) error {
 				return err
 			}
 		}
-		_, err := t.exec(`DELETE FROM denials WHERE minute <= (
-			SELECT minute FROM denials ORDER BY minute DESC LIMIT 1 OFFSET ?)`, MaxDenials)
-		return err
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("record denials: %w", err)
@@ -119,6 +117,11 @@ func (t *tx) addDenials(minute int64, counts map[denialKey]uint64, codes map[den
 	if err != nil {
 		return err
 	}
+	if len(rows) == 0 {
+		if err := t.pruneDenials(); err != nil {
+			return err
+		}
+	}
 	held := map[denialKey]bool{}
 	for _, k := range rows {
 		held[k] = true
@@ -154,6 +157,13 @@ func (t *tx) addDenials(minute int64, counts map[denialKey]uint64, codes map[den
 		return nil
 	}
 	return t.count(rest, "", overflow)
+}
+
+// pruneDenials makes room for one more minute, by whole minutes.
+func (t *tx) pruneDenials() error {
+	_, err := t.exec(`DELETE FROM denials WHERE minute <= (
+		SELECT minute FROM denials ORDER BY minute DESC LIMIT 1 OFFSET ?)`, MaxDenials-MaxDenialsPerMinute-1)
+	return err
 }
 
 // count adds to a row, or makes it.

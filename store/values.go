@@ -45,22 +45,33 @@ func list(text string) (l []string, err error) {
 }
 
 // clean makes text of a peer fit to be stored and shown: valid UTF-8, no
-// control characters, at most max bytes.
+// control characters, at most max bytes. Its work is bounded by max as well.
 func clean(s string, max int) string {
+	long := len(s) > max
+	if long {
+		s = cut(s, max)
+	}
 	s = strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) || r == '\u2028' || r == '\u2029' {
 			return utf8.RuneError
 		}
 		return r
 	}, s)
+	if long || len(s) > max {
+		s = cut(s, max-len("…")) + "…"
+	}
+	return s
+}
+
+// cut shortens s to max bytes and leaves no half rune.
+func cut(s string, max int) string {
 	if len(s) <= max {
 		return s
 	}
-	cut := max - len("…")
-	for cut > 0 && !utf8.RuneStart(s[cut]) {
-		cut--
+	for max > 0 && !utf8.RuneStart(s[max]) {
+		max--
 	}
-	return s[:cut] + "…"
+	return s[:max]
 }
 
 // keyHash refuses what is not a SHA-256.
