@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"sallyport/app"
 )
@@ -17,7 +18,8 @@ func main() {
 }
 
 // untilSignal ends with the first SIGINT or SIGTERM, which drains. The second
-// one does not wait for anything.
+// one does not wait for anything; an echo of the first is not a second one
+// (timeout(1) signals its child and then the child's whole group).
 func untilSignal() context.Context {
 	ctx, cancel := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 2)
@@ -25,8 +27,12 @@ func untilSignal() context.Context {
 	go func() {
 		<-signals
 		cancel()
-		<-signals
-		os.Exit(1)
+		for first := time.Now(); ; {
+			<-signals
+			if time.Since(first) > 50*time.Millisecond {
+				os.Exit(1)
+			}
+		}
 	}()
 	return ctx
 }

@@ -80,6 +80,7 @@ type caExport struct {
 	Output string `short:"o" placeholder:"FILE" type:"path" help:"Write it there instead of stdout."`
 	Force  bool   `help:"Replace FILE."`
 	coreFlags
+	jsonFlag
 }
 
 func (caExport) Help() string {
@@ -99,6 +100,9 @@ func (v *caExport) Run(c *cli) error {
 		text, err := rootsPEM(ca)
 		if err != nil {
 			return err
+		}
+		if v.JSON {
+			return c.printJSON(object{{"trust_domain", ca.GetTrustDomain()}, {"roots", string(text)}})
 		}
 		if v.Output == "" {
 			_, err = c.out.Write(text)

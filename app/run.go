@@ -185,7 +185,10 @@ func (p *process) ended(ctx context.Context, role string, err error) error {
 	case err == nil:
 		return failed(role+" ended by itself", "look at the log above")
 	}
-	why := asProblem(err)
+	why := *asProblem(err)
+	if why.Remedy == "" && errors.Is(err, syscall.EADDRINUSE) {
+		why.Remedy = "another process has the port: choose another one with that flag"
+	}
 	return &problem{What: role + ": " + why.What, Remedy: why.Remedy, cause: err}
 }
 
