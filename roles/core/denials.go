@@ -10,7 +10,6 @@ import (
 
 	"google.golang.org/grpc/codes"
 
-	"sallyport/acme/pki"
 	"sallyport/roles/control"
 	"sallyport/roles/link"
 	"sallyport/roles/policy"
@@ -77,18 +76,21 @@ const maxReported = 1000
 // the component's: they are cut, and nothing is believed but that somebody was
 // refused there.
 func (c *core) denied(s *link.Session, r *control.DenialReport) {
-	rows := r.GetDenials()
-	overflow := r.GetOverflow()
-	if len(rows) > maxReported {
-		for _, n := range rows[maxReported:] {
-			overflow += n.GetCount()
+	c.denials.write(s.Context(), trim(r))
+}
+
+// trim counts what is beyond the rows that are taken as overflow.
+func trim(r *control.DenialReport) *control.DenialReport {
+	out := &control.DenialReport{Denials: r.GetDenials(), Overflow: r.GetOverflow()}
+	if len(out.Denials) > maxReported {
+		for _, n := range out.Denials[maxReported:] {
+			if sum := out.Overflow + n.GetCount(); sum >= out.Overflow {
+				out.Overflow = sum
+			}
 		}
-		rows = rows[:maxReported]
+		out.Denials = out.Denials[:maxReported]
 	}
-	if s.Peer.ID.Role != pki.RoleProxy && s.Peer.ID.Role != pki.RoleGateway {
-		return
-	}
-	c.denials.write(s.Context(), &control.DenialReport{Denials: rows, Overflow: overflow})
+	return out
 }
 
 // method is a method's path, or one word for everything that is none.

@@ -64,7 +64,7 @@ type running struct {
 
 func settings(t *testing.T) configs.Core {
 	return configs.Core{DataDir: filepath.Join(t.TempDir(), "core"), GRPCAddress: "127.0.0.1:0", TrustDomain: "test.internal",
-		CertLifetime: time.Hour, DrainTimeout: 2 * time.Second, AccessLog: "all", MaxLinkAge: time.Hour}
+		CertLifetime: time.Hour, DrainTimeout: 2 * time.Second, AccessLog: "all"}
 }
 
 // start runs a core until the test ends.
