@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"sallyport/acme/pki"
@@ -119,4 +120,37 @@ func authority(u configs.Upstream) string {
 		}
 	}
 	return u.Address.Target
+}
+
+// listening remembers how reading ended. With TLS 1.3 a server judges the
+// client's certificate after the handshake, and says so by an alert that is
+// read when the first call has long failed for another reason.
+type listening struct {
+	net.Conn
+	ended atomic.Pointer[error]
+}
+
+// Read reads.
+func (l *listening) Read(b []byte) (int, error) {
+	n, err := l.Conn.Read(b)
+	if err != nil {
+		l.ended.CompareAndSwap(nil, &err)
+	}
+	return n, err
+}
+
+// whySilent finds the reason why u gave no answer to the first call.
+func (u *upstream) whySilent(err error, l *listening) error {
+	if u.settings.Address.Scheme != configs.SchemeTLS {
+		return err
+	}
+	if ended := l.ended.Load(); ended != nil {
+		if why := pki.Explain(*ended); why.Code == pki.CodeCertificateRequired || why.Code == pki.CodeRefusedByPeer {
+			return &why
+		}
+	}
+	if u.settings.Cert == "" {
+		return fmt.Errorf("%w; if it demands a client certificate, name one for this upstream (cert and key)", err)
+	}
+	return err
 }

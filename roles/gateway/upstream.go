@@ -151,7 +151,8 @@ func (u *upstream) watch(ctx context.Context) error {
 	case <-u.again: // about the time before this connection
 	default:
 	}
-	cc, err := overOne(conn, u.authority)
+	ears := &listening{Conn: conn}
+	cc, err := overOne(ears, u.authority)
 	if err != nil {
 		cancel()
 		conn.Close()
@@ -166,7 +167,7 @@ func (u *upstream) watch(ctx context.Context) error {
 	}()
 	hasHealth, serving, err := checkHealth(ctx, cc)
 	if err != nil {
-		return err
+		return u.whySilent(err, ears)
 	}
 	offer, err := u.learn(ctx, cc)
 	if err != nil {
