@@ -16,8 +16,9 @@ const sessionWait = 3 * time.Second
 
 // serveJoin lets a gateway join.
 func (c *core) serveJoin(ctx context.Context, conn *link.Conn) {
-	if err := c.registrar.Serve(ctx, conn); err != nil && ctx.Err() == nil {
-		c.log.Warn("gateway did not join", "address", conn.Peer.Remote, "cause", err)
+	err := c.registrar.Serve(ctx, conn)
+	if _, refused := pki.AsRefusal(err); err != nil && !refused && ctx.Err() == nil { // refusals are logged by link
+		c.log.Warn("joining was interrupted", "address", conn.Peer.Remote, "cause", err)
 	}
 }
 

@@ -8,7 +8,9 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -19,6 +21,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
 
@@ -480,4 +483,15 @@ func expectStatus(t *testing.T, err error, code codes.Code, words ...string) {
 			t.Errorf("the message %q does not say %q", s.Message(), w)
 		}
 	}
+}
+
+func (r *running) logger() *slog.Logger { return slog.New(slog.NewTextHandler(r.log, nil)) }
+
+func renameAway(path string) error { return os.Rename(path, path+".away") }
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+// withUID is the context of a request from the socket.
+func withUID(uid int) context.Context {
+	return peer.NewContext(context.Background(), &peer.Peer{AuthInfo: socketPeer{uid: uid}})
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/netip"
@@ -13,8 +14,6 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
-
-	"log/slog"
 
 	"sallyport/acme/pki"
 	"sallyport/configs"
@@ -132,10 +131,14 @@ func (c *core) ownNames() ([]string, []netip.Addr) {
 	return addHost(dns, ips, c.address)
 }
 
-// renewAt is when a share of a certificate's life is over.
+// backdate is how far a certificate's NotBefore lies before it was issued.
+const backdate = time.Minute
+
+// renewAt is when a share of a certificate's life, counted from its issuance,
+// is over.
 func renewAt(leaf *x509.Certificate, share float64) time.Time {
-	life := leaf.NotAfter.Sub(leaf.NotBefore)
-	return leaf.NotBefore.Add(time.Duration(float64(life) * share))
+	issued := leaf.NotBefore.Add(backdate)
+	return issued.Add(time.Duration(float64(leaf.NotAfter.Sub(issued)) * share))
 }
 
 // keepIdentity renews core's own certificate well before it ends, for as long
