@@ -73,8 +73,18 @@ func TestJoinRefusals(t *testing.T) {
 		}
 	})
 	t.Run("tampered token", func(t *testing.T) {
-		broken := tok[:len(tok)-6] + "AAAAAA"
-		d.startRefused("tampered", []string{"--role", "gateway", "--join", broken}, nil, "token", "gateway add")
+		_, errOut, err := tryRun([]string{"SALLYPORT_DATA_DIR=" + filepath.Join(d.dir, "damaged")}, "--role", "gateway", "--join", tok[:len(tok)-6]+"AAAAAA")
+		if err == nil || !strings.Contains(errOut, "damaged") {
+			t.Errorf("err %v\n%s", err, errOut)
+		}
+	})
+	t.Run("token that core never made", func(t *testing.T) {
+		other, err := pki.ParseToken(tok)
+		if err != nil {
+			t.Fatal(err)
+		}
+		other.Seed[0] ^= 1
+		d.startRefused("tampered", []string{"--role", "gateway", "--join", other.String()}, nil, "token", "gateway add")
 		waitLog(t, d.core, "unknown", "gateway add")
 	})
 	t.Run("second key on a used token", func(t *testing.T) {
@@ -107,8 +117,9 @@ func TestJoinRefusals(t *testing.T) {
 	})
 	t.Run("removed gateway", func(t *testing.T) {
 		run(t, d.coreEnv, "gateway", "rm", "office")
-		waitLog(t, d.gateways["office"], "revoked", "gateway add")
-		waitLog(t, d.core, "office", "revoked")
+		waitLog(t, d.gateways["office"], "removed", "gateway add office")
+		waitLog(t, d.gateways["office"], "revoked", "add it again")
+		waitLog(t, d.core, "gateway/office", "revoked")
 	})
 	t.Run("plaintext", func(t *testing.T) {
 		for _, addr := range []string{d.coreAddr, d.proxyGRPC, d.public} {
