@@ -21,6 +21,61 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type RotateCARequest_Action int32
+
+const (
+	RotateCARequest_ACTION_UNSPECIFIED RotateCARequest_Action = 0 // begin, or go on when nothing blocks
+	RotateCARequest_ACTION_STATUS      RotateCARequest_Action = 1
+	RotateCARequest_ACTION_SKIP        RotateCARequest_Action = 2
+	RotateCARequest_ACTION_ROLLBACK    RotateCARequest_Action = 3
+	RotateCARequest_ACTION_COMPROMISED RotateCARequest_Action = 4
+)
+
+// Enum value maps for RotateCARequest_Action.
+var (
+	RotateCARequest_Action_name = map[int32]string{
+		0: "ACTION_UNSPECIFIED",
+		1: "ACTION_STATUS",
+		2: "ACTION_SKIP",
+		3: "ACTION_ROLLBACK",
+		4: "ACTION_COMPROMISED",
+	}
+	RotateCARequest_Action_value = map[string]int32{
+		"ACTION_UNSPECIFIED": 0,
+		"ACTION_STATUS":      1,
+		"ACTION_SKIP":        2,
+		"ACTION_ROLLBACK":    3,
+		"ACTION_COMPROMISED": 4,
+	}
+)
+
+func (x RotateCARequest_Action) Enum() *RotateCARequest_Action {
+	p := new(RotateCARequest_Action)
+	*p = x
+	return p
+}
+
+func (x RotateCARequest_Action) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RotateCARequest_Action) Descriptor() protoreflect.EnumDescriptor {
+	return file_roles_control_admin_proto_enumTypes[0].Descriptor()
+}
+
+func (RotateCARequest_Action) Type() protoreflect.EnumType {
+	return &file_roles_control_admin_proto_enumTypes[0]
+}
+
+func (x RotateCARequest_Action) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RotateCARequest_Action.Descriptor instead.
+func (RotateCARequest_Action) EnumDescriptor() ([]byte, []int) {
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{42, 0}
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -204,6 +259,9 @@ type Component struct {
 	Generation              uint64                 `protobuf:"varint,18,opt,name=generation,proto3" json:"generation,omitempty"`
 	ObservedAddress         string                 `protobuf:"bytes,19,opt,name=observed_address,json=observedAddress,proto3" json:"observed_address,omitempty"`
 	Upstreams               []*UpstreamRow         `protobuf:"bytes,20,rep,name=upstreams,proto3" json:"upstreams,omitempty"`
+	CertificateNames        []string               `protobuf:"bytes,21,rep,name=certificate_names,json=certificateNames,proto3" json:"certificate_names,omitempty"` // gateway set --cert-name
+	Certificates            []*CertificateRow      `protobuf:"bytes,22,rep,name=certificates,proto3" json:"certificates,omitempty"`                                 // that it uses beside its identity
+	AcknowledgedRevocations uint64                 `protobuf:"varint,23,opt,name=acknowledged_revocations,json=acknowledgedRevocations,proto3" json:"acknowledged_revocations,omitempty"`
 	unknownFields           protoimpl.UnknownFields
 	sizeCache               protoimpl.SizeCache
 }
@@ -376,6 +434,27 @@ func (x *Component) GetUpstreams() []*UpstreamRow {
 		return x.Upstreams
 	}
 	return nil
+}
+
+func (x *Component) GetCertificateNames() []string {
+	if x != nil {
+		return x.CertificateNames
+	}
+	return nil
+}
+
+func (x *Component) GetCertificates() []*CertificateRow {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
+func (x *Component) GetAcknowledgedRevocations() uint64 {
+	if x != nil {
+		return x.AcknowledgedRevocations
+	}
+	return 0
 }
 
 type UpstreamRow struct {
@@ -624,16 +703,18 @@ func (x *AddComponentResponse) GetCommand() string {
 
 // SetComponentRequest changes what is given and leaves the rest.
 type SetComponentRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Role          string                 `protobuf:"bytes,1,opt,name=role,proto3" json:"role,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Peers         []string               `protobuf:"bytes,3,rep,name=peers,proto3" json:"peers,omitempty"`
-	Serve         []string               `protobuf:"bytes,4,rep,name=serve,proto3" json:"serve,omitempty"`
-	ClearServe    bool                   `protobuf:"varint,5,opt,name=clear_serve,json=clearServe,proto3" json:"clear_serve,omitempty"`
-	Address       string                 `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
-	ServerName    string                 `protobuf:"bytes,7,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state                 protoimpl.MessageState `protogen:"open.v1"`
+	Role                  string                 `protobuf:"bytes,1,opt,name=role,proto3" json:"role,omitempty"`
+	Name                  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Peers                 []string               `protobuf:"bytes,3,rep,name=peers,proto3" json:"peers,omitempty"`
+	Serve                 []string               `protobuf:"bytes,4,rep,name=serve,proto3" json:"serve,omitempty"`
+	ClearServe            bool                   `protobuf:"varint,5,opt,name=clear_serve,json=clearServe,proto3" json:"clear_serve,omitempty"`
+	Address               string                 `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`
+	ServerName            string                 `protobuf:"bytes,7,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
+	CertificateNames      []string               `protobuf:"bytes,8,rep,name=certificate_names,json=certificateNames,proto3" json:"certificate_names,omitempty"`
+	ClearCertificateNames bool                   `protobuf:"varint,9,opt,name=clear_certificate_names,json=clearCertificateNames,proto3" json:"clear_certificate_names,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
 }
 
 func (x *SetComponentRequest) Reset() {
@@ -713,6 +794,20 @@ func (x *SetComponentRequest) GetServerName() string {
 		return x.ServerName
 	}
 	return ""
+}
+
+func (x *SetComponentRequest) GetCertificateNames() []string {
+	if x != nil {
+		return x.CertificateNames
+	}
+	return nil
+}
+
+func (x *SetComponentRequest) GetClearCertificateNames() bool {
+	if x != nil {
+		return x.ClearCertificateNames
+	}
+	return false
 }
 
 type ListComponentsRequest struct {
@@ -1958,6 +2053,7 @@ type IssueCertificateRequest struct {
 	Uris            []string               `protobuf:"bytes,7,rep,name=uris,proto3" json:"uris,omitempty"`
 	Subject         string                 `protobuf:"bytes,8,opt,name=subject,proto3" json:"subject,omitempty"`                                         // distinguished name, empty: CN=NAME
 	LifetimeSeconds int64                  `protobuf:"varint,9,opt,name=lifetime_seconds,json=lifetimeSeconds,proto3" json:"lifetime_seconds,omitempty"` // 0: 365 days
+	KeepCsrNames    bool                   `protobuf:"varint,10,opt,name=keep_csr_names,json=keepCsrNames,proto3" json:"keep_csr_names,omitempty"`       // cert sign: also the DNS, IP and URI names that the CSR asks for
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -2053,6 +2149,13 @@ func (x *IssueCertificateRequest) GetLifetimeSeconds() int64 {
 		return x.LifetimeSeconds
 	}
 	return 0
+}
+
+func (x *IssueCertificateRequest) GetKeepCsrNames() bool {
+	if x != nil {
+		return x.KeepCsrNames
+	}
+	return false
 }
 
 type IssueCertificateResponse struct {
@@ -2213,6 +2316,8 @@ type CertificateRow struct {
 	NotAfterUnix  int64                  `protobuf:"varint,6,opt,name=not_after_unix,json=notAfterUnix,proto3" json:"not_after_unix,omitempty"`
 	SpkiSha256    string                 `protobuf:"bytes,7,opt,name=spki_sha256,json=spkiSha256,proto3" json:"spki_sha256,omitempty"`
 	RevokedUnix   int64                  `protobuf:"varint,8,opt,name=revoked_unix,json=revokedUnix,proto3" json:"revoked_unix,omitempty"`
+	Holder        string                 `protobuf:"bytes,9,opt,name=holder,proto3" json:"holder,omitempty"` // component that reported it, for files of others
+	Alert         string                 `protobuf:"bytes,10,opt,name=alert,proto3" json:"alert,omitempty"`  // "expires soon", …
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2301,6 +2406,20 @@ func (x *CertificateRow) GetRevokedUnix() int64 {
 		return x.RevokedUnix
 	}
 	return 0
+}
+
+func (x *CertificateRow) GetHolder() string {
+	if x != nil {
+		return x.Holder
+	}
+	return ""
+}
+
+func (x *CertificateRow) GetAlert() string {
+	if x != nil {
+		return x.Alert
+	}
+	return ""
 }
 
 type ListAuditRequest struct {
@@ -2507,6 +2626,503 @@ func (x *AuditRow) GetHash() string {
 	return ""
 }
 
+// RevokeCertificateRequest names a certificate by serial, an identity, or both
+// of a file that the command line read.
+type RevokeCertificateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Serial        string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`     // hexadecimal, lower case
+	Identity      string                 `protobuf:"bytes,2,opt,name=identity,proto3" json:"identity,omitempty"` // SPIFFE ID
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeCertificateRequest) Reset() {
+	*x = RevokeCertificateRequest{}
+	mi := &file_roles_control_admin_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeCertificateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeCertificateRequest) ProtoMessage() {}
+
+func (x *RevokeCertificateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_roles_control_admin_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeCertificateRequest.ProtoReflect.Descriptor instead.
+func (*RevokeCertificateRequest) Descriptor() ([]byte, []int) {
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *RevokeCertificateRequest) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *RevokeCertificateRequest) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+func (x *RevokeCertificateRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// RevokeCertificateResponse tells how far the revocation has come.
+type RevokeCertificateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revoked       []string               `protobuf:"bytes,1,rep,name=revoked,proto3" json:"revoked,omitempty"`        // serials and identities
+	Enforced      uint32                 `protobuf:"varint,2,opt,name=enforced,proto3" json:"enforced,omitempty"`     // components that acknowledged
+	Components    uint32                 `protobuf:"varint,3,opt,name=components,proto3" json:"components,omitempty"` // connected components
+	Missing       []string               `protobuf:"bytes,4,rep,name=missing,proto3" json:"missing,omitempty"`        // those that have not yet
+	ElapsedNano   int64                  `protobuf:"varint,5,opt,name=elapsed_nano,json=elapsedNano,proto3" json:"elapsed_nano,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeCertificateResponse) Reset() {
+	*x = RevokeCertificateResponse{}
+	mi := &file_roles_control_admin_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeCertificateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeCertificateResponse) ProtoMessage() {}
+
+func (x *RevokeCertificateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_roles_control_admin_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeCertificateResponse.ProtoReflect.Descriptor instead.
+func (*RevokeCertificateResponse) Descriptor() ([]byte, []int) {
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *RevokeCertificateResponse) GetRevoked() []string {
+	if x != nil {
+		return x.Revoked
+	}
+	return nil
+}
+
+func (x *RevokeCertificateResponse) GetEnforced() uint32 {
+	if x != nil {
+		return x.Enforced
+	}
+	return 0
+}
+
+func (x *RevokeCertificateResponse) GetComponents() uint32 {
+	if x != nil {
+		return x.Components
+	}
+	return 0
+}
+
+func (x *RevokeCertificateResponse) GetMissing() []string {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+func (x *RevokeCertificateResponse) GetElapsedNano() int64 {
+	if x != nil {
+		return x.ElapsedNano
+	}
+	return 0
+}
+
+type GetCRLRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetCRLRequest) Reset() {
+	*x = GetCRLRequest{}
+	mi := &file_roles_control_admin_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetCRLRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetCRLRequest) ProtoMessage() {}
+
+func (x *GetCRLRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_roles_control_admin_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetCRLRequest.ProtoReflect.Descriptor instead.
+func (*GetCRLRequest) Descriptor() ([]byte, []int) {
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{39}
+}
+
+type GetCRLResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Crls          [][]byte               `protobuf:"bytes,1,rep,name=crls,proto3" json:"crls,omitempty"` // DER: callers' issuer first, then former and component issuers
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetCRLResponse) Reset() {
+	*x = GetCRLResponse{}
+	mi := &file_roles_control_admin_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetCRLResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetCRLResponse) ProtoMessage() {}
+
+func (x *GetCRLResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_roles_control_admin_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetCRLResponse.ProtoReflect.Descriptor instead.
+func (*GetCRLResponse) Descriptor() ([]byte, []int) {
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *GetCRLResponse) GetCrls() [][]byte {
+	if x != nil {
+		return x.Crls
+	}
+	return nil
+}
+
+type ImportCARequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ChainPem      []byte                 `protobuf:"bytes,1,opt,name=chain_pem,json=chainPem,proto3" json:"chain_pem,omitempty"`
+	KeyPem        []byte                 `protobuf:"bytes,2,opt,name=key_pem,json=keyPem,proto3" json:"key_pem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportCARequest) Reset() {
+	*x = ImportCARequest{}
+	mi := &file_roles_control_admin_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportCARequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportCARequest) ProtoMessage() {}
+
+func (x *ImportCARequest) ProtoReflect() protoreflect.Message {
+	mi := &file_roles_control_admin_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportCARequest.ProtoReflect.Descriptor instead.
+func (*ImportCARequest) Descriptor() ([]byte, []int) {
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *ImportCARequest) GetChainPem() []byte {
+	if x != nil {
+		return x.ChainPem
+	}
+	return nil
+}
+
+func (x *ImportCARequest) GetKeyPem() []byte {
+	if x != nil {
+		return x.KeyPem
+	}
+	return nil
+}
+
+type RotateCARequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Action        RotateCARequest_Action `protobuf:"varint,1,opt,name=action,proto3,enum=sallyport.control.v1.RotateCARequest_Action" json:"action,omitempty"`
+	Skip          string                 `protobuf:"bytes,2,opt,name=skip,proto3" json:"skip,omitempty"`                                   // gateway/NAME or proxy/NAME
+	WaitSeconds   int64                  `protobuf:"varint,3,opt,name=wait_seconds,json=waitSeconds,proto3" json:"wait_seconds,omitempty"` // 0: 7 days
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateCARequest) Reset() {
+	*x = RotateCARequest{}
+	mi := &file_roles_control_admin_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateCARequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateCARequest) ProtoMessage() {}
+
+func (x *RotateCARequest) ProtoReflect() protoreflect.Message {
+	mi := &file_roles_control_admin_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateCARequest.ProtoReflect.Descriptor instead.
+func (*RotateCARequest) Descriptor() ([]byte, []int) {
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *RotateCARequest) GetAction() RotateCARequest_Action {
+	if x != nil {
+		return x.Action
+	}
+	return RotateCARequest_ACTION_UNSPECIFIED
+}
+
+func (x *RotateCARequest) GetSkip() string {
+	if x != nil {
+		return x.Skip
+	}
+	return ""
+}
+
+func (x *RotateCARequest) GetWaitSeconds() int64 {
+	if x != nil {
+		return x.WaitSeconds
+	}
+	return 0
+}
+
+type RotateCAResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Phase         string                 `protobuf:"bytes,1,opt,name=phase,proto3" json:"phase,omitempty"`       // "steady", "published", "activated"
+	Blockers      []string               `protobuf:"bytes,2,rep,name=blockers,proto3" json:"blockers,omitempty"` // gateway/NAME: why
+	Skipped       []string               `protobuf:"bytes,3,rep,name=skipped,proto3" json:"skipped,omitempty"`
+	SinceUnix     int64                  `protobuf:"varint,4,opt,name=since_unix,json=sinceUnix,proto3" json:"since_unix,omitempty"`
+	DeadlineUnix  int64                  `protobuf:"varint,5,opt,name=deadline_unix,json=deadlineUnix,proto3" json:"deadline_unix,omitempty"`
+	Next          string                 `protobuf:"bytes,6,opt,name=next,proto3" json:"next,omitempty"` // what happens next, and when
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateCAResponse) Reset() {
+	*x = RotateCAResponse{}
+	mi := &file_roles_control_admin_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateCAResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateCAResponse) ProtoMessage() {}
+
+func (x *RotateCAResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_roles_control_admin_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateCAResponse.ProtoReflect.Descriptor instead.
+func (*RotateCAResponse) Descriptor() ([]byte, []int) {
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *RotateCAResponse) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *RotateCAResponse) GetBlockers() []string {
+	if x != nil {
+		return x.Blockers
+	}
+	return nil
+}
+
+func (x *RotateCAResponse) GetSkipped() []string {
+	if x != nil {
+		return x.Skipped
+	}
+	return nil
+}
+
+func (x *RotateCAResponse) GetSinceUnix() int64 {
+	if x != nil {
+		return x.SinceUnix
+	}
+	return 0
+}
+
+func (x *RotateCAResponse) GetDeadlineUnix() int64 {
+	if x != nil {
+		return x.DeadlineUnix
+	}
+	return 0
+}
+
+func (x *RotateCAResponse) GetNext() string {
+	if x != nil {
+		return x.Next
+	}
+	return ""
+}
+
+type BackupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupRequest) Reset() {
+	*x = BackupRequest{}
+	mi := &file_roles_control_admin_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupRequest) ProtoMessage() {}
+
+func (x *BackupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_roles_control_admin_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
+func (*BackupRequest) Descriptor() ([]byte, []int) {
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{44}
+}
+
+// BackupChunk is a piece of the unencrypted archive; the command line encrypts
+// it before it touches a disk.
+type BackupChunk struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupChunk) Reset() {
+	*x = BackupChunk{}
+	mi := &file_roles_control_admin_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupChunk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupChunk) ProtoMessage() {}
+
+func (x *BackupChunk) ProtoReflect() protoreflect.Message {
+	mi := &file_roles_control_admin_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupChunk.ProtoReflect.Descriptor instead.
+func (*BackupChunk) Descriptor() ([]byte, []int) {
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *BackupChunk) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 var File_roles_control_admin_proto protoreflect.FileDescriptor
 
 const file_roles_control_admin_proto_rawDesc = "" +
@@ -2527,7 +3143,7 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\x0epolicy_version\x18\t \x01(\x04R\rpolicyVersion\x12&\n" +
 	"\x0fcalls_in_flight\x18\n" +
 	" \x01(\rR\rcallsInFlight\x12\x1a\n" +
-	"\bwarnings\x18\v \x03(\tR\bwarnings\"\xbc\x05\n" +
+	"\bwarnings\x18\v \x03(\tR\bwarnings\"\xee\x06\n" +
 	"\tComponent\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
@@ -2553,7 +3169,10 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"generation\x18\x12 \x01(\x04R\n" +
 	"generation\x12)\n" +
 	"\x10observed_address\x18\x13 \x01(\tR\x0fobservedAddress\x12?\n" +
-	"\tupstreams\x18\x14 \x03(\v2!.sallyport.control.v1.UpstreamRowR\tupstreams\"a\n" +
+	"\tupstreams\x18\x14 \x03(\v2!.sallyport.control.v1.UpstreamRowR\tupstreams\x12+\n" +
+	"\x11certificate_names\x18\x15 \x03(\tR\x10certificateNames\x12H\n" +
+	"\fcertificates\x18\x16 \x03(\v2$.sallyport.control.v1.CertificateRowR\fcertificates\x129\n" +
+	"\x18acknowledged_revocations\x18\x17 \x01(\x04R\x17acknowledgedRevocations\"a\n" +
 	"\vUpstreamRow\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x0e\n" +
@@ -2575,7 +3194,7 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\tcomponent\x18\x01 \x01(\v2\x1f.sallyport.control.v1.ComponentR\tcomponent\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\tR\x05token\x12!\n" +
 	"\fexpires_unix\x18\x03 \x01(\x03R\vexpiresUnix\x12\x18\n" +
-	"\acommand\x18\x04 \x01(\tR\acommand\"\xc5\x01\n" +
+	"\acommand\x18\x04 \x01(\tR\acommand\"\xaa\x02\n" +
 	"\x13SetComponentRequest\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -2585,7 +3204,9 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"clearServe\x12\x18\n" +
 	"\aaddress\x18\x06 \x01(\tR\aaddress\x12\x1f\n" +
 	"\vserver_name\x18\a \x01(\tR\n" +
-	"serverName\"+\n" +
+	"serverName\x12+\n" +
+	"\x11certificate_names\x18\b \x03(\tR\x10certificateNames\x126\n" +
+	"\x17clear_certificate_names\x18\t \x01(\bR\x15clearCertificateNames\"+\n" +
 	"\x15ListComponentsRequest\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\"Y\n" +
 	"\x16ListComponentsResponse\x12?\n" +
@@ -2666,7 +3287,7 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\x05roots\x18\x02 \x03(\fR\x05roots\x127\n" +
 	"\x17component_intermediates\x18\x03 \x03(\fR\x16componentIntermediates\x121\n" +
 	"\x14caller_intermediates\x18\x04 \x03(\fR\x13callerIntermediates\x12\x1b\n" +
-	"\troot_pins\x18\x05 \x03(\tR\brootPins\"\xec\x01\n" +
+	"\troot_pins\x18\x05 \x03(\tR\brootPins\"\x92\x02\n" +
 	"\x17IssueCertificateRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -2676,7 +3297,9 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\x03ips\x18\x06 \x03(\tR\x03ips\x12\x12\n" +
 	"\x04uris\x18\a \x03(\tR\x04uris\x12\x18\n" +
 	"\asubject\x18\b \x01(\tR\asubject\x12)\n" +
-	"\x10lifetime_seconds\x18\t \x01(\x03R\x0flifetimeSeconds\"b\n" +
+	"\x10lifetime_seconds\x18\t \x01(\x03R\x0flifetimeSeconds\x12$\n" +
+	"\x0ekeep_csr_names\x18\n" +
+	" \x01(\bR\fkeepCsrNames\"b\n" +
 	"\x18IssueCertificateResponse\x12\x14\n" +
 	"\x05chain\x18\x01 \x03(\fR\x05chain\x12\x14\n" +
 	"\x05roots\x18\x02 \x03(\fR\x05roots\x12\x1a\n" +
@@ -2684,7 +3307,7 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\x17ListCertificatesRequest\x12\x10\n" +
 	"\x03all\x18\x01 \x01(\bR\x03all\"d\n" +
 	"\x18ListCertificatesResponse\x12H\n" +
-	"\fcertificates\x18\x01 \x03(\v2$.sallyport.control.v1.CertificateRowR\fcertificates\"\x84\x02\n" +
+	"\fcertificates\x18\x01 \x03(\v2$.sallyport.control.v1.CertificateRowR\fcertificates\"\xb2\x02\n" +
 	"\x0eCertificateRow\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x1a\n" +
 	"\bidentity\x18\x02 \x01(\tR\bidentity\x12\x12\n" +
@@ -2694,7 +3317,10 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\x0enot_after_unix\x18\x06 \x01(\x03R\fnotAfterUnix\x12\x1f\n" +
 	"\vspki_sha256\x18\a \x01(\tR\n" +
 	"spkiSha256\x12!\n" +
-	"\frevoked_unix\x18\b \x01(\x03R\vrevokedUnix\"@\n" +
+	"\frevoked_unix\x18\b \x01(\x03R\vrevokedUnix\x12\x16\n" +
+	"\x06holder\x18\t \x01(\tR\x06holder\x12\x14\n" +
+	"\x05alert\x18\n" +
+	" \x01(\tR\x05alert\"@\n" +
 	"\x10ListAuditRequest\x12\x14\n" +
 	"\x05limit\x18\x01 \x01(\rR\x05limit\x12\x16\n" +
 	"\x06before\x18\x02 \x01(\x04R\x06before\"{\n" +
@@ -2709,7 +3335,46 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\x06action\x18\x04 \x01(\tR\x06action\x12\x18\n" +
 	"\asubject\x18\x05 \x01(\tR\asubject\x12\x16\n" +
 	"\x06detail\x18\x06 \x01(\tR\x06detail\x12\x12\n" +
-	"\x04hash\x18\a \x01(\tR\x04hash2\x85\x0e\n" +
+	"\x04hash\x18\a \x01(\tR\x04hash\"f\n" +
+	"\x18RevokeCertificateRequest\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x1a\n" +
+	"\bidentity\x18\x02 \x01(\tR\bidentity\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xae\x01\n" +
+	"\x19RevokeCertificateResponse\x12\x18\n" +
+	"\arevoked\x18\x01 \x03(\tR\arevoked\x12\x1a\n" +
+	"\benforced\x18\x02 \x01(\rR\benforced\x12\x1e\n" +
+	"\n" +
+	"components\x18\x03 \x01(\rR\n" +
+	"components\x12\x18\n" +
+	"\amissing\x18\x04 \x03(\tR\amissing\x12!\n" +
+	"\felapsed_nano\x18\x05 \x01(\x03R\velapsedNano\"\x0f\n" +
+	"\rGetCRLRequest\"$\n" +
+	"\x0eGetCRLResponse\x12\x12\n" +
+	"\x04crls\x18\x01 \x03(\fR\x04crls\"G\n" +
+	"\x0fImportCARequest\x12\x1b\n" +
+	"\tchain_pem\x18\x01 \x01(\fR\bchainPem\x12\x17\n" +
+	"\akey_pem\x18\x02 \x01(\fR\x06keyPem\"\x81\x02\n" +
+	"\x0fRotateCARequest\x12D\n" +
+	"\x06action\x18\x01 \x01(\x0e2,.sallyport.control.v1.RotateCARequest.ActionR\x06action\x12\x12\n" +
+	"\x04skip\x18\x02 \x01(\tR\x04skip\x12!\n" +
+	"\fwait_seconds\x18\x03 \x01(\x03R\vwaitSeconds\"q\n" +
+	"\x06Action\x12\x16\n" +
+	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rACTION_STATUS\x10\x01\x12\x0f\n" +
+	"\vACTION_SKIP\x10\x02\x12\x13\n" +
+	"\x0fACTION_ROLLBACK\x10\x03\x12\x16\n" +
+	"\x12ACTION_COMPROMISED\x10\x04\"\xb6\x01\n" +
+	"\x10RotateCAResponse\x12\x14\n" +
+	"\x05phase\x18\x01 \x01(\tR\x05phase\x12\x1a\n" +
+	"\bblockers\x18\x02 \x03(\tR\bblockers\x12\x18\n" +
+	"\askipped\x18\x03 \x03(\tR\askipped\x12\x1d\n" +
+	"\n" +
+	"since_unix\x18\x04 \x01(\x03R\tsinceUnix\x12#\n" +
+	"\rdeadline_unix\x18\x05 \x01(\x03R\fdeadlineUnix\x12\x12\n" +
+	"\x04next\x18\x06 \x01(\tR\x04next\"\x0f\n" +
+	"\rBackupRequest\"!\n" +
+	"\vBackupChunk\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data2\xd8\x11\n" +
 	"\x05Admin\x12S\n" +
 	"\x06Status\x12#.sallyport.control.v1.StatusRequest\x1a$.sallyport.control.v1.StatusResponse\x12e\n" +
 	"\fAddComponent\x12).sallyport.control.v1.AddComponentRequest\x1a*.sallyport.control.v1.AddComponentResponse\x12Z\n" +
@@ -2728,7 +3393,12 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\fRevokeAPIKey\x12).sallyport.control.v1.RevokeAPIKeyRequest\x1a\x1f.sallyport.control.v1.APIKeyRow\x12S\n" +
 	"\x06ShowCA\x12#.sallyport.control.v1.ShowCARequest\x1a$.sallyport.control.v1.ShowCAResponse\x12q\n" +
 	"\x10IssueCertificate\x12-.sallyport.control.v1.IssueCertificateRequest\x1a..sallyport.control.v1.IssueCertificateResponse\x12q\n" +
-	"\x10ListCertificates\x12-.sallyport.control.v1.ListCertificatesRequest\x1a..sallyport.control.v1.ListCertificatesResponse\x12\\\n" +
+	"\x10ListCertificates\x12-.sallyport.control.v1.ListCertificatesRequest\x1a..sallyport.control.v1.ListCertificatesResponse\x12t\n" +
+	"\x11RevokeCertificate\x12..sallyport.control.v1.RevokeCertificateRequest\x1a/.sallyport.control.v1.RevokeCertificateResponse\x12S\n" +
+	"\x06GetCRL\x12#.sallyport.control.v1.GetCRLRequest\x1a$.sallyport.control.v1.GetCRLResponse\x12W\n" +
+	"\bImportCA\x12%.sallyport.control.v1.ImportCARequest\x1a$.sallyport.control.v1.ShowCAResponse\x12Y\n" +
+	"\bRotateCA\x12%.sallyport.control.v1.RotateCARequest\x1a&.sallyport.control.v1.RotateCAResponse\x12R\n" +
+	"\x06Backup\x12#.sallyport.control.v1.BackupRequest\x1a!.sallyport.control.v1.BackupChunk0\x01\x12\\\n" +
 	"\tListAudit\x12&.sallyport.control.v1.ListAuditRequest\x1a'.sallyport.control.v1.ListAuditResponseB\x19Z\x17sallyport/roles/controlb\x06proto3"
 
 var (
@@ -2743,98 +3413,121 @@ func file_roles_control_admin_proto_rawDescGZIP() []byte {
 	return file_roles_control_admin_proto_rawDescData
 }
 
-var file_roles_control_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_roles_control_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_roles_control_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_roles_control_admin_proto_goTypes = []any{
-	(*StatusRequest)(nil),            // 0: sallyport.control.v1.StatusRequest
-	(*StatusResponse)(nil),           // 1: sallyport.control.v1.StatusResponse
-	(*Component)(nil),                // 2: sallyport.control.v1.Component
-	(*UpstreamRow)(nil),              // 3: sallyport.control.v1.UpstreamRow
-	(*AddComponentRequest)(nil),      // 4: sallyport.control.v1.AddComponentRequest
-	(*AddComponentResponse)(nil),     // 5: sallyport.control.v1.AddComponentResponse
-	(*SetComponentRequest)(nil),      // 6: sallyport.control.v1.SetComponentRequest
-	(*ListComponentsRequest)(nil),    // 7: sallyport.control.v1.ListComponentsRequest
-	(*ListComponentsResponse)(nil),   // 8: sallyport.control.v1.ListComponentsResponse
-	(*RemoveComponentRequest)(nil),   // 9: sallyport.control.v1.RemoveComponentRequest
-	(*ListServicesRequest)(nil),      // 10: sallyport.control.v1.ListServicesRequest
-	(*ListServicesResponse)(nil),     // 11: sallyport.control.v1.ListServicesResponse
-	(*ServiceRow)(nil),               // 12: sallyport.control.v1.ServiceRow
-	(*AllowServiceRequest)(nil),      // 13: sallyport.control.v1.AllowServiceRequest
-	(*CheckPolicyRequest)(nil),       // 14: sallyport.control.v1.CheckPolicyRequest
-	(*CheckPolicyResponse)(nil),      // 15: sallyport.control.v1.CheckPolicyResponse
-	(*ApplyPolicyRequest)(nil),       // 16: sallyport.control.v1.ApplyPolicyRequest
-	(*ShowPolicyRequest)(nil),        // 17: sallyport.control.v1.ShowPolicyRequest
-	(*ShowPolicyResponse)(nil),       // 18: sallyport.control.v1.ShowPolicyResponse
-	(*ExplainPolicyRequest)(nil),     // 19: sallyport.control.v1.ExplainPolicyRequest
-	(*ExplainPolicyResponse)(nil),    // 20: sallyport.control.v1.ExplainPolicyResponse
-	(*CreateAPIKeyRequest)(nil),      // 21: sallyport.control.v1.CreateAPIKeyRequest
-	(*CreateAPIKeyResponse)(nil),     // 22: sallyport.control.v1.CreateAPIKeyResponse
-	(*APIKeyRow)(nil),                // 23: sallyport.control.v1.APIKeyRow
-	(*ListAPIKeysRequest)(nil),       // 24: sallyport.control.v1.ListAPIKeysRequest
-	(*ListAPIKeysResponse)(nil),      // 25: sallyport.control.v1.ListAPIKeysResponse
-	(*RevokeAPIKeyRequest)(nil),      // 26: sallyport.control.v1.RevokeAPIKeyRequest
-	(*ShowCARequest)(nil),            // 27: sallyport.control.v1.ShowCARequest
-	(*ShowCAResponse)(nil),           // 28: sallyport.control.v1.ShowCAResponse
-	(*IssueCertificateRequest)(nil),  // 29: sallyport.control.v1.IssueCertificateRequest
-	(*IssueCertificateResponse)(nil), // 30: sallyport.control.v1.IssueCertificateResponse
-	(*ListCertificatesRequest)(nil),  // 31: sallyport.control.v1.ListCertificatesRequest
-	(*ListCertificatesResponse)(nil), // 32: sallyport.control.v1.ListCertificatesResponse
-	(*CertificateRow)(nil),           // 33: sallyport.control.v1.CertificateRow
-	(*ListAuditRequest)(nil),         // 34: sallyport.control.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),        // 35: sallyport.control.v1.ListAuditResponse
-	(*AuditRow)(nil),                 // 36: sallyport.control.v1.AuditRow
+	(RotateCARequest_Action)(0),       // 0: sallyport.control.v1.RotateCARequest.Action
+	(*StatusRequest)(nil),             // 1: sallyport.control.v1.StatusRequest
+	(*StatusResponse)(nil),            // 2: sallyport.control.v1.StatusResponse
+	(*Component)(nil),                 // 3: sallyport.control.v1.Component
+	(*UpstreamRow)(nil),               // 4: sallyport.control.v1.UpstreamRow
+	(*AddComponentRequest)(nil),       // 5: sallyport.control.v1.AddComponentRequest
+	(*AddComponentResponse)(nil),      // 6: sallyport.control.v1.AddComponentResponse
+	(*SetComponentRequest)(nil),       // 7: sallyport.control.v1.SetComponentRequest
+	(*ListComponentsRequest)(nil),     // 8: sallyport.control.v1.ListComponentsRequest
+	(*ListComponentsResponse)(nil),    // 9: sallyport.control.v1.ListComponentsResponse
+	(*RemoveComponentRequest)(nil),    // 10: sallyport.control.v1.RemoveComponentRequest
+	(*ListServicesRequest)(nil),       // 11: sallyport.control.v1.ListServicesRequest
+	(*ListServicesResponse)(nil),      // 12: sallyport.control.v1.ListServicesResponse
+	(*ServiceRow)(nil),                // 13: sallyport.control.v1.ServiceRow
+	(*AllowServiceRequest)(nil),       // 14: sallyport.control.v1.AllowServiceRequest
+	(*CheckPolicyRequest)(nil),        // 15: sallyport.control.v1.CheckPolicyRequest
+	(*CheckPolicyResponse)(nil),       // 16: sallyport.control.v1.CheckPolicyResponse
+	(*ApplyPolicyRequest)(nil),        // 17: sallyport.control.v1.ApplyPolicyRequest
+	(*ShowPolicyRequest)(nil),         // 18: sallyport.control.v1.ShowPolicyRequest
+	(*ShowPolicyResponse)(nil),        // 19: sallyport.control.v1.ShowPolicyResponse
+	(*ExplainPolicyRequest)(nil),      // 20: sallyport.control.v1.ExplainPolicyRequest
+	(*ExplainPolicyResponse)(nil),     // 21: sallyport.control.v1.ExplainPolicyResponse
+	(*CreateAPIKeyRequest)(nil),       // 22: sallyport.control.v1.CreateAPIKeyRequest
+	(*CreateAPIKeyResponse)(nil),      // 23: sallyport.control.v1.CreateAPIKeyResponse
+	(*APIKeyRow)(nil),                 // 24: sallyport.control.v1.APIKeyRow
+	(*ListAPIKeysRequest)(nil),        // 25: sallyport.control.v1.ListAPIKeysRequest
+	(*ListAPIKeysResponse)(nil),       // 26: sallyport.control.v1.ListAPIKeysResponse
+	(*RevokeAPIKeyRequest)(nil),       // 27: sallyport.control.v1.RevokeAPIKeyRequest
+	(*ShowCARequest)(nil),             // 28: sallyport.control.v1.ShowCARequest
+	(*ShowCAResponse)(nil),            // 29: sallyport.control.v1.ShowCAResponse
+	(*IssueCertificateRequest)(nil),   // 30: sallyport.control.v1.IssueCertificateRequest
+	(*IssueCertificateResponse)(nil),  // 31: sallyport.control.v1.IssueCertificateResponse
+	(*ListCertificatesRequest)(nil),   // 32: sallyport.control.v1.ListCertificatesRequest
+	(*ListCertificatesResponse)(nil),  // 33: sallyport.control.v1.ListCertificatesResponse
+	(*CertificateRow)(nil),            // 34: sallyport.control.v1.CertificateRow
+	(*ListAuditRequest)(nil),          // 35: sallyport.control.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),         // 36: sallyport.control.v1.ListAuditResponse
+	(*AuditRow)(nil),                  // 37: sallyport.control.v1.AuditRow
+	(*RevokeCertificateRequest)(nil),  // 38: sallyport.control.v1.RevokeCertificateRequest
+	(*RevokeCertificateResponse)(nil), // 39: sallyport.control.v1.RevokeCertificateResponse
+	(*GetCRLRequest)(nil),             // 40: sallyport.control.v1.GetCRLRequest
+	(*GetCRLResponse)(nil),            // 41: sallyport.control.v1.GetCRLResponse
+	(*ImportCARequest)(nil),           // 42: sallyport.control.v1.ImportCARequest
+	(*RotateCARequest)(nil),           // 43: sallyport.control.v1.RotateCARequest
+	(*RotateCAResponse)(nil),          // 44: sallyport.control.v1.RotateCAResponse
+	(*BackupRequest)(nil),             // 45: sallyport.control.v1.BackupRequest
+	(*BackupChunk)(nil),               // 46: sallyport.control.v1.BackupChunk
 }
 var file_roles_control_admin_proto_depIdxs = []int32{
-	2,  // 0: sallyport.control.v1.StatusResponse.components:type_name -> sallyport.control.v1.Component
-	12, // 1: sallyport.control.v1.StatusResponse.services:type_name -> sallyport.control.v1.ServiceRow
-	3,  // 2: sallyport.control.v1.Component.upstreams:type_name -> sallyport.control.v1.UpstreamRow
-	2,  // 3: sallyport.control.v1.AddComponentResponse.component:type_name -> sallyport.control.v1.Component
-	2,  // 4: sallyport.control.v1.ListComponentsResponse.components:type_name -> sallyport.control.v1.Component
-	12, // 5: sallyport.control.v1.ListServicesResponse.services:type_name -> sallyport.control.v1.ServiceRow
-	23, // 6: sallyport.control.v1.CreateAPIKeyResponse.key:type_name -> sallyport.control.v1.APIKeyRow
-	23, // 7: sallyport.control.v1.ListAPIKeysResponse.keys:type_name -> sallyport.control.v1.APIKeyRow
-	33, // 8: sallyport.control.v1.ListCertificatesResponse.certificates:type_name -> sallyport.control.v1.CertificateRow
-	36, // 9: sallyport.control.v1.ListAuditResponse.rows:type_name -> sallyport.control.v1.AuditRow
-	0,  // 10: sallyport.control.v1.Admin.Status:input_type -> sallyport.control.v1.StatusRequest
-	4,  // 11: sallyport.control.v1.Admin.AddComponent:input_type -> sallyport.control.v1.AddComponentRequest
-	6,  // 12: sallyport.control.v1.Admin.SetComponent:input_type -> sallyport.control.v1.SetComponentRequest
-	7,  // 13: sallyport.control.v1.Admin.ListComponents:input_type -> sallyport.control.v1.ListComponentsRequest
-	9,  // 14: sallyport.control.v1.Admin.RemoveComponent:input_type -> sallyport.control.v1.RemoveComponentRequest
-	10, // 15: sallyport.control.v1.Admin.ListServices:input_type -> sallyport.control.v1.ListServicesRequest
-	13, // 16: sallyport.control.v1.Admin.AllowService:input_type -> sallyport.control.v1.AllowServiceRequest
-	14, // 17: sallyport.control.v1.Admin.CheckPolicy:input_type -> sallyport.control.v1.CheckPolicyRequest
-	16, // 18: sallyport.control.v1.Admin.ApplyPolicy:input_type -> sallyport.control.v1.ApplyPolicyRequest
-	17, // 19: sallyport.control.v1.Admin.ShowPolicy:input_type -> sallyport.control.v1.ShowPolicyRequest
-	19, // 20: sallyport.control.v1.Admin.ExplainPolicy:input_type -> sallyport.control.v1.ExplainPolicyRequest
-	21, // 21: sallyport.control.v1.Admin.CreateAPIKey:input_type -> sallyport.control.v1.CreateAPIKeyRequest
-	24, // 22: sallyport.control.v1.Admin.ListAPIKeys:input_type -> sallyport.control.v1.ListAPIKeysRequest
-	26, // 23: sallyport.control.v1.Admin.RevokeAPIKey:input_type -> sallyport.control.v1.RevokeAPIKeyRequest
-	27, // 24: sallyport.control.v1.Admin.ShowCA:input_type -> sallyport.control.v1.ShowCARequest
-	29, // 25: sallyport.control.v1.Admin.IssueCertificate:input_type -> sallyport.control.v1.IssueCertificateRequest
-	31, // 26: sallyport.control.v1.Admin.ListCertificates:input_type -> sallyport.control.v1.ListCertificatesRequest
-	34, // 27: sallyport.control.v1.Admin.ListAudit:input_type -> sallyport.control.v1.ListAuditRequest
-	1,  // 28: sallyport.control.v1.Admin.Status:output_type -> sallyport.control.v1.StatusResponse
-	5,  // 29: sallyport.control.v1.Admin.AddComponent:output_type -> sallyport.control.v1.AddComponentResponse
-	2,  // 30: sallyport.control.v1.Admin.SetComponent:output_type -> sallyport.control.v1.Component
-	8,  // 31: sallyport.control.v1.Admin.ListComponents:output_type -> sallyport.control.v1.ListComponentsResponse
-	2,  // 32: sallyport.control.v1.Admin.RemoveComponent:output_type -> sallyport.control.v1.Component
-	11, // 33: sallyport.control.v1.Admin.ListServices:output_type -> sallyport.control.v1.ListServicesResponse
-	12, // 34: sallyport.control.v1.Admin.AllowService:output_type -> sallyport.control.v1.ServiceRow
-	15, // 35: sallyport.control.v1.Admin.CheckPolicy:output_type -> sallyport.control.v1.CheckPolicyResponse
-	15, // 36: sallyport.control.v1.Admin.ApplyPolicy:output_type -> sallyport.control.v1.CheckPolicyResponse
-	18, // 37: sallyport.control.v1.Admin.ShowPolicy:output_type -> sallyport.control.v1.ShowPolicyResponse
-	20, // 38: sallyport.control.v1.Admin.ExplainPolicy:output_type -> sallyport.control.v1.ExplainPolicyResponse
-	22, // 39: sallyport.control.v1.Admin.CreateAPIKey:output_type -> sallyport.control.v1.CreateAPIKeyResponse
-	25, // 40: sallyport.control.v1.Admin.ListAPIKeys:output_type -> sallyport.control.v1.ListAPIKeysResponse
-	23, // 41: sallyport.control.v1.Admin.RevokeAPIKey:output_type -> sallyport.control.v1.APIKeyRow
-	28, // 42: sallyport.control.v1.Admin.ShowCA:output_type -> sallyport.control.v1.ShowCAResponse
-	30, // 43: sallyport.control.v1.Admin.IssueCertificate:output_type -> sallyport.control.v1.IssueCertificateResponse
-	32, // 44: sallyport.control.v1.Admin.ListCertificates:output_type -> sallyport.control.v1.ListCertificatesResponse
-	35, // 45: sallyport.control.v1.Admin.ListAudit:output_type -> sallyport.control.v1.ListAuditResponse
-	28, // [28:46] is the sub-list for method output_type
-	10, // [10:28] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	3,  // 0: sallyport.control.v1.StatusResponse.components:type_name -> sallyport.control.v1.Component
+	13, // 1: sallyport.control.v1.StatusResponse.services:type_name -> sallyport.control.v1.ServiceRow
+	4,  // 2: sallyport.control.v1.Component.upstreams:type_name -> sallyport.control.v1.UpstreamRow
+	34, // 3: sallyport.control.v1.Component.certificates:type_name -> sallyport.control.v1.CertificateRow
+	3,  // 4: sallyport.control.v1.AddComponentResponse.component:type_name -> sallyport.control.v1.Component
+	3,  // 5: sallyport.control.v1.ListComponentsResponse.components:type_name -> sallyport.control.v1.Component
+	13, // 6: sallyport.control.v1.ListServicesResponse.services:type_name -> sallyport.control.v1.ServiceRow
+	24, // 7: sallyport.control.v1.CreateAPIKeyResponse.key:type_name -> sallyport.control.v1.APIKeyRow
+	24, // 8: sallyport.control.v1.ListAPIKeysResponse.keys:type_name -> sallyport.control.v1.APIKeyRow
+	34, // 9: sallyport.control.v1.ListCertificatesResponse.certificates:type_name -> sallyport.control.v1.CertificateRow
+	37, // 10: sallyport.control.v1.ListAuditResponse.rows:type_name -> sallyport.control.v1.AuditRow
+	0,  // 11: sallyport.control.v1.RotateCARequest.action:type_name -> sallyport.control.v1.RotateCARequest.Action
+	1,  // 12: sallyport.control.v1.Admin.Status:input_type -> sallyport.control.v1.StatusRequest
+	5,  // 13: sallyport.control.v1.Admin.AddComponent:input_type -> sallyport.control.v1.AddComponentRequest
+	7,  // 14: sallyport.control.v1.Admin.SetComponent:input_type -> sallyport.control.v1.SetComponentRequest
+	8,  // 15: sallyport.control.v1.Admin.ListComponents:input_type -> sallyport.control.v1.ListComponentsRequest
+	10, // 16: sallyport.control.v1.Admin.RemoveComponent:input_type -> sallyport.control.v1.RemoveComponentRequest
+	11, // 17: sallyport.control.v1.Admin.ListServices:input_type -> sallyport.control.v1.ListServicesRequest
+	14, // 18: sallyport.control.v1.Admin.AllowService:input_type -> sallyport.control.v1.AllowServiceRequest
+	15, // 19: sallyport.control.v1.Admin.CheckPolicy:input_type -> sallyport.control.v1.CheckPolicyRequest
+	17, // 20: sallyport.control.v1.Admin.ApplyPolicy:input_type -> sallyport.control.v1.ApplyPolicyRequest
+	18, // 21: sallyport.control.v1.Admin.ShowPolicy:input_type -> sallyport.control.v1.ShowPolicyRequest
+	20, // 22: sallyport.control.v1.Admin.ExplainPolicy:input_type -> sallyport.control.v1.ExplainPolicyRequest
+	22, // 23: sallyport.control.v1.Admin.CreateAPIKey:input_type -> sallyport.control.v1.CreateAPIKeyRequest
+	25, // 24: sallyport.control.v1.Admin.ListAPIKeys:input_type -> sallyport.control.v1.ListAPIKeysRequest
+	27, // 25: sallyport.control.v1.Admin.RevokeAPIKey:input_type -> sallyport.control.v1.RevokeAPIKeyRequest
+	28, // 26: sallyport.control.v1.Admin.ShowCA:input_type -> sallyport.control.v1.ShowCARequest
+	30, // 27: sallyport.control.v1.Admin.IssueCertificate:input_type -> sallyport.control.v1.IssueCertificateRequest
+	32, // 28: sallyport.control.v1.Admin.ListCertificates:input_type -> sallyport.control.v1.ListCertificatesRequest
+	38, // 29: sallyport.control.v1.Admin.RevokeCertificate:input_type -> sallyport.control.v1.RevokeCertificateRequest
+	40, // 30: sallyport.control.v1.Admin.GetCRL:input_type -> sallyport.control.v1.GetCRLRequest
+	42, // 31: sallyport.control.v1.Admin.ImportCA:input_type -> sallyport.control.v1.ImportCARequest
+	43, // 32: sallyport.control.v1.Admin.RotateCA:input_type -> sallyport.control.v1.RotateCARequest
+	45, // 33: sallyport.control.v1.Admin.Backup:input_type -> sallyport.control.v1.BackupRequest
+	35, // 34: sallyport.control.v1.Admin.ListAudit:input_type -> sallyport.control.v1.ListAuditRequest
+	2,  // 35: sallyport.control.v1.Admin.Status:output_type -> sallyport.control.v1.StatusResponse
+	6,  // 36: sallyport.control.v1.Admin.AddComponent:output_type -> sallyport.control.v1.AddComponentResponse
+	3,  // 37: sallyport.control.v1.Admin.SetComponent:output_type -> sallyport.control.v1.Component
+	9,  // 38: sallyport.control.v1.Admin.ListComponents:output_type -> sallyport.control.v1.ListComponentsResponse
+	3,  // 39: sallyport.control.v1.Admin.RemoveComponent:output_type -> sallyport.control.v1.Component
+	12, // 40: sallyport.control.v1.Admin.ListServices:output_type -> sallyport.control.v1.ListServicesResponse
+	13, // 41: sallyport.control.v1.Admin.AllowService:output_type -> sallyport.control.v1.ServiceRow
+	16, // 42: sallyport.control.v1.Admin.CheckPolicy:output_type -> sallyport.control.v1.CheckPolicyResponse
+	16, // 43: sallyport.control.v1.Admin.ApplyPolicy:output_type -> sallyport.control.v1.CheckPolicyResponse
+	19, // 44: sallyport.control.v1.Admin.ShowPolicy:output_type -> sallyport.control.v1.ShowPolicyResponse
+	21, // 45: sallyport.control.v1.Admin.ExplainPolicy:output_type -> sallyport.control.v1.ExplainPolicyResponse
+	23, // 46: sallyport.control.v1.Admin.CreateAPIKey:output_type -> sallyport.control.v1.CreateAPIKeyResponse
+	26, // 47: sallyport.control.v1.Admin.ListAPIKeys:output_type -> sallyport.control.v1.ListAPIKeysResponse
+	24, // 48: sallyport.control.v1.Admin.RevokeAPIKey:output_type -> sallyport.control.v1.APIKeyRow
+	29, // 49: sallyport.control.v1.Admin.ShowCA:output_type -> sallyport.control.v1.ShowCAResponse
+	31, // 50: sallyport.control.v1.Admin.IssueCertificate:output_type -> sallyport.control.v1.IssueCertificateResponse
+	33, // 51: sallyport.control.v1.Admin.ListCertificates:output_type -> sallyport.control.v1.ListCertificatesResponse
+	39, // 52: sallyport.control.v1.Admin.RevokeCertificate:output_type -> sallyport.control.v1.RevokeCertificateResponse
+	41, // 53: sallyport.control.v1.Admin.GetCRL:output_type -> sallyport.control.v1.GetCRLResponse
+	29, // 54: sallyport.control.v1.Admin.ImportCA:output_type -> sallyport.control.v1.ShowCAResponse
+	44, // 55: sallyport.control.v1.Admin.RotateCA:output_type -> sallyport.control.v1.RotateCAResponse
+	46, // 56: sallyport.control.v1.Admin.Backup:output_type -> sallyport.control.v1.BackupChunk
+	36, // 57: sallyport.control.v1.Admin.ListAudit:output_type -> sallyport.control.v1.ListAuditResponse
+	35, // [35:58] is the sub-list for method output_type
+	12, // [12:35] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_roles_control_admin_proto_init() }
@@ -2847,13 +3540,14 @@ func file_roles_control_admin_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_roles_control_admin_proto_rawDesc), len(file_roles_control_admin_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   37,
+			NumEnums:      1,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_roles_control_admin_proto_goTypes,
 		DependencyIndexes: file_roles_control_admin_proto_depIdxs,
+		EnumInfos:         file_roles_control_admin_proto_enumTypes,
 		MessageInfos:      file_roles_control_admin_proto_msgTypes,
 	}.Build()
 	File_roles_control_admin_proto = out.File

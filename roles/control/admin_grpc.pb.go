@@ -19,24 +19,29 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Admin_Status_FullMethodName           = "/sallyport.control.v1.Admin/Status"
-	Admin_AddComponent_FullMethodName     = "/sallyport.control.v1.Admin/AddComponent"
-	Admin_SetComponent_FullMethodName     = "/sallyport.control.v1.Admin/SetComponent"
-	Admin_ListComponents_FullMethodName   = "/sallyport.control.v1.Admin/ListComponents"
-	Admin_RemoveComponent_FullMethodName  = "/sallyport.control.v1.Admin/RemoveComponent"
-	Admin_ListServices_FullMethodName     = "/sallyport.control.v1.Admin/ListServices"
-	Admin_AllowService_FullMethodName     = "/sallyport.control.v1.Admin/AllowService"
-	Admin_CheckPolicy_FullMethodName      = "/sallyport.control.v1.Admin/CheckPolicy"
-	Admin_ApplyPolicy_FullMethodName      = "/sallyport.control.v1.Admin/ApplyPolicy"
-	Admin_ShowPolicy_FullMethodName       = "/sallyport.control.v1.Admin/ShowPolicy"
-	Admin_ExplainPolicy_FullMethodName    = "/sallyport.control.v1.Admin/ExplainPolicy"
-	Admin_CreateAPIKey_FullMethodName     = "/sallyport.control.v1.Admin/CreateAPIKey"
-	Admin_ListAPIKeys_FullMethodName      = "/sallyport.control.v1.Admin/ListAPIKeys"
-	Admin_RevokeAPIKey_FullMethodName     = "/sallyport.control.v1.Admin/RevokeAPIKey"
-	Admin_ShowCA_FullMethodName           = "/sallyport.control.v1.Admin/ShowCA"
-	Admin_IssueCertificate_FullMethodName = "/sallyport.control.v1.Admin/IssueCertificate"
-	Admin_ListCertificates_FullMethodName = "/sallyport.control.v1.Admin/ListCertificates"
-	Admin_ListAudit_FullMethodName        = "/sallyport.control.v1.Admin/ListAudit"
+	Admin_Status_FullMethodName            = "/sallyport.control.v1.Admin/Status"
+	Admin_AddComponent_FullMethodName      = "/sallyport.control.v1.Admin/AddComponent"
+	Admin_SetComponent_FullMethodName      = "/sallyport.control.v1.Admin/SetComponent"
+	Admin_ListComponents_FullMethodName    = "/sallyport.control.v1.Admin/ListComponents"
+	Admin_RemoveComponent_FullMethodName   = "/sallyport.control.v1.Admin/RemoveComponent"
+	Admin_ListServices_FullMethodName      = "/sallyport.control.v1.Admin/ListServices"
+	Admin_AllowService_FullMethodName      = "/sallyport.control.v1.Admin/AllowService"
+	Admin_CheckPolicy_FullMethodName       = "/sallyport.control.v1.Admin/CheckPolicy"
+	Admin_ApplyPolicy_FullMethodName       = "/sallyport.control.v1.Admin/ApplyPolicy"
+	Admin_ShowPolicy_FullMethodName        = "/sallyport.control.v1.Admin/ShowPolicy"
+	Admin_ExplainPolicy_FullMethodName     = "/sallyport.control.v1.Admin/ExplainPolicy"
+	Admin_CreateAPIKey_FullMethodName      = "/sallyport.control.v1.Admin/CreateAPIKey"
+	Admin_ListAPIKeys_FullMethodName       = "/sallyport.control.v1.Admin/ListAPIKeys"
+	Admin_RevokeAPIKey_FullMethodName      = "/sallyport.control.v1.Admin/RevokeAPIKey"
+	Admin_ShowCA_FullMethodName            = "/sallyport.control.v1.Admin/ShowCA"
+	Admin_IssueCertificate_FullMethodName  = "/sallyport.control.v1.Admin/IssueCertificate"
+	Admin_ListCertificates_FullMethodName  = "/sallyport.control.v1.Admin/ListCertificates"
+	Admin_RevokeCertificate_FullMethodName = "/sallyport.control.v1.Admin/RevokeCertificate"
+	Admin_GetCRL_FullMethodName            = "/sallyport.control.v1.Admin/GetCRL"
+	Admin_ImportCA_FullMethodName          = "/sallyport.control.v1.Admin/ImportCA"
+	Admin_RotateCA_FullMethodName          = "/sallyport.control.v1.Admin/RotateCA"
+	Admin_Backup_FullMethodName            = "/sallyport.control.v1.Admin/Backup"
+	Admin_ListAudit_FullMethodName         = "/sallyport.control.v1.Admin/ListAudit"
 )
 
 // AdminClient is the client API for Admin service.
@@ -63,6 +68,11 @@ type AdminClient interface {
 	ShowCA(ctx context.Context, in *ShowCARequest, opts ...grpc.CallOption) (*ShowCAResponse, error)
 	IssueCertificate(ctx context.Context, in *IssueCertificateRequest, opts ...grpc.CallOption) (*IssueCertificateResponse, error)
 	ListCertificates(ctx context.Context, in *ListCertificatesRequest, opts ...grpc.CallOption) (*ListCertificatesResponse, error)
+	RevokeCertificate(ctx context.Context, in *RevokeCertificateRequest, opts ...grpc.CallOption) (*RevokeCertificateResponse, error)
+	GetCRL(ctx context.Context, in *GetCRLRequest, opts ...grpc.CallOption) (*GetCRLResponse, error)
+	ImportCA(ctx context.Context, in *ImportCARequest, opts ...grpc.CallOption) (*ShowCAResponse, error)
+	RotateCA(ctx context.Context, in *RotateCARequest, opts ...grpc.CallOption) (*RotateCAResponse, error)
+	Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupChunk], error)
 	ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (*ListAuditResponse, error)
 }
 
@@ -244,6 +254,65 @@ func (c *adminClient) ListCertificates(ctx context.Context, in *ListCertificates
 	return out, nil
 }
 
+func (c *adminClient) RevokeCertificate(ctx context.Context, in *RevokeCertificateRequest, opts ...grpc.CallOption) (*RevokeCertificateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeCertificateResponse)
+	err := c.cc.Invoke(ctx, Admin_RevokeCertificate_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) GetCRL(ctx context.Context, in *GetCRLRequest, opts ...grpc.CallOption) (*GetCRLResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetCRLResponse)
+	err := c.cc.Invoke(ctx, Admin_GetCRL_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) ImportCA(ctx context.Context, in *ImportCARequest, opts ...grpc.CallOption) (*ShowCAResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ShowCAResponse)
+	err := c.cc.Invoke(ctx, Admin_ImportCA_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) RotateCA(ctx context.Context, in *RotateCARequest, opts ...grpc.CallOption) (*RotateCAResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RotateCAResponse)
+	err := c.cc.Invoke(ctx, Admin_RotateCA_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupChunk], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[0], Admin_Backup_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[BackupRequest, BackupChunk]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_BackupClient = grpc.ServerStreamingClient[BackupChunk]
+
 func (c *adminClient) ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (*ListAuditResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListAuditResponse)
@@ -278,6 +347,11 @@ type AdminServer interface {
 	ShowCA(context.Context, *ShowCARequest) (*ShowCAResponse, error)
 	IssueCertificate(context.Context, *IssueCertificateRequest) (*IssueCertificateResponse, error)
 	ListCertificates(context.Context, *ListCertificatesRequest) (*ListCertificatesResponse, error)
+	RevokeCertificate(context.Context, *RevokeCertificateRequest) (*RevokeCertificateResponse, error)
+	GetCRL(context.Context, *GetCRLRequest) (*GetCRLResponse, error)
+	ImportCA(context.Context, *ImportCARequest) (*ShowCAResponse, error)
+	RotateCA(context.Context, *RotateCARequest) (*RotateCAResponse, error)
+	Backup(*BackupRequest, grpc.ServerStreamingServer[BackupChunk]) error
 	ListAudit(context.Context, *ListAuditRequest) (*ListAuditResponse, error)
 	mustEmbedUnimplementedAdminServer()
 }
@@ -339,6 +413,21 @@ func (UnimplementedAdminServer) IssueCertificate(context.Context, *IssueCertific
 }
 func (UnimplementedAdminServer) ListCertificates(context.Context, *ListCertificatesRequest) (*ListCertificatesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListCertificates not implemented")
+}
+func (UnimplementedAdminServer) RevokeCertificate(context.Context, *RevokeCertificateRequest) (*RevokeCertificateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevokeCertificate not implemented")
+}
+func (UnimplementedAdminServer) GetCRL(context.Context, *GetCRLRequest) (*GetCRLResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetCRL not implemented")
+}
+func (UnimplementedAdminServer) ImportCA(context.Context, *ImportCARequest) (*ShowCAResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ImportCA not implemented")
+}
+func (UnimplementedAdminServer) RotateCA(context.Context, *RotateCARequest) (*RotateCAResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RotateCA not implemented")
+}
+func (UnimplementedAdminServer) Backup(*BackupRequest, grpc.ServerStreamingServer[BackupChunk]) error {
+	return status.Error(codes.Unimplemented, "method Backup not implemented")
 }
 func (UnimplementedAdminServer) ListAudit(context.Context, *ListAuditRequest) (*ListAuditResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListAudit not implemented")
@@ -670,6 +759,89 @@ func _Admin_ListCertificates_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_RevokeCertificate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeCertificateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).RevokeCertificate(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_RevokeCertificate_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).RevokeCertificate(ctx, req.(*RevokeCertificateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_GetCRL_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetCRLRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).GetCRL(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_GetCRL_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).GetCRL(ctx, req.(*GetCRLRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_ImportCA_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ImportCARequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ImportCA(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ImportCA_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ImportCA(ctx, req.(*ImportCARequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_RotateCA_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateCARequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).RotateCA(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_RotateCA_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).RotateCA(ctx, req.(*RotateCARequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_Backup_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(BackupRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServer).Backup(m, &grpc.GenericServerStream[BackupRequest, BackupChunk]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_BackupServer = grpc.ServerStreamingServer[BackupChunk]
+
 func _Admin_ListAudit_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListAuditRequest)
 	if err := dec(in); err != nil {
@@ -764,10 +936,32 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Admin_ListCertificates_Handler,
 		},
 		{
+			MethodName: "RevokeCertificate",
+			Handler:    _Admin_RevokeCertificate_Handler,
+		},
+		{
+			MethodName: "GetCRL",
+			Handler:    _Admin_GetCRL_Handler,
+		},
+		{
+			MethodName: "ImportCA",
+			Handler:    _Admin_ImportCA_Handler,
+		},
+		{
+			MethodName: "RotateCA",
+			Handler:    _Admin_RotateCA_Handler,
+		},
+		{
 			MethodName: "ListAudit",
 			Handler:    _Admin_ListAudit_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Backup",
+			Handler:       _Admin_Backup_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "roles/control/admin.proto",
 }

@@ -418,9 +418,10 @@ const file_roles_control_join_proto_rawDesc = "" +
 	"\baccepted\x18\x01 \x01(\bR\baccepted\x127\n" +
 	"\arefusal\x18\x02 \x01(\v2\x1d.sallyport.control.v1.RefusalR\arefusal2T\n" +
 	"\x04Join\x12L\n" +
-	"\x04Join\x12\x1f.sallyport.control.v1.JoinFrame\x1a\x1f.sallyport.control.v1.JoinFrame(\x010\x012S\n" +
+	"\x04Join\x12\x1f.sallyport.control.v1.JoinFrame\x1a\x1f.sallyport.control.v1.JoinFrame(\x010\x012\xa4\x01\n" +
 	"\x05Renew\x12J\n" +
-	"\x03Why\x12 .sallyport.control.v1.WhyRequest\x1a!.sallyport.control.v1.WhyResponseB\x19Z\x17sallyport/roles/controlb\x06proto3"
+	"\x03Why\x12 .sallyport.control.v1.WhyRequest\x1a!.sallyport.control.v1.WhyResponse\x12O\n" +
+	"\aRecover\x12\x1f.sallyport.control.v1.JoinFrame\x1a\x1f.sallyport.control.v1.JoinFrame(\x010\x01B\x19Z\x17sallyport/roles/controlb\x06proto3"
 
 var (
 	file_roles_control_join_proto_rawDescOnce sync.Once
@@ -454,10 +455,12 @@ var file_roles_control_join_proto_depIdxs = []int32{
 	6, // 5: sallyport.control.v1.WhyResponse.refusal:type_name -> sallyport.control.v1.Refusal
 	0, // 6: sallyport.control.v1.Join.Join:input_type -> sallyport.control.v1.JoinFrame
 	4, // 7: sallyport.control.v1.Renew.Why:input_type -> sallyport.control.v1.WhyRequest
-	0, // 8: sallyport.control.v1.Join.Join:output_type -> sallyport.control.v1.JoinFrame
-	5, // 9: sallyport.control.v1.Renew.Why:output_type -> sallyport.control.v1.WhyResponse
-	8, // [8:10] is the sub-list for method output_type
-	6, // [6:8] is the sub-list for method input_type
+	0, // 8: sallyport.control.v1.Renew.Recover:input_type -> sallyport.control.v1.JoinFrame
+	0, // 9: sallyport.control.v1.Join.Join:output_type -> sallyport.control.v1.JoinFrame
+	5, // 10: sallyport.control.v1.Renew.Why:output_type -> sallyport.control.v1.WhyResponse
+	0, // 11: sallyport.control.v1.Renew.Recover:output_type -> sallyport.control.v1.JoinFrame
+	9, // [9:12] is the sub-list for method output_type
+	6, // [6:9] is the sub-list for method input_type
 	6, // [6:6] is the sub-list for extension type_name
 	6, // [6:6] is the sub-list for extension extendee
 	0, // [0:6] is the sub-list for field type_name

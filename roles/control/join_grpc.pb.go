@@ -133,7 +133,8 @@ var Join_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Renew_Why_FullMethodName = "/sallyport.control.v1.Renew/Why"
+	Renew_Why_FullMethodName     = "/sallyport.control.v1.Renew/Why"
+	Renew_Recover_FullMethodName = "/sallyport.control.v1.Renew/Recover"
 )
 
 // RenewClient is the client API for Renew service.
@@ -145,6 +146,10 @@ const (
 // thinks of it, since a TLS alert cannot.
 type RenewClient interface {
 	Why(ctx context.Context, in *WhyRequest, opts ...grpc.CallOption) (*WhyResponse, error)
+	// Recover renews an identity that expired at most 30 days ago, or whose CA
+	// was rotated meanwhile. The frames are those of joining, whichever side
+	// dialled: the component sends the request.
+	Recover(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[JoinFrame, JoinFrame], error)
 }
 
 type renewClient struct {
@@ -165,6 +170,19 @@ func (c *renewClient) Why(ctx context.Context, in *WhyRequest, opts ...grpc.Call
 	return out, nil
 }
 
+func (c *renewClient) Recover(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[JoinFrame, JoinFrame], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Renew_ServiceDesc.Streams[0], Renew_Recover_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[JoinFrame, JoinFrame]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Renew_RecoverClient = grpc.BidiStreamingClient[JoinFrame, JoinFrame]
+
 // RenewServer is the server API for Renew service.
 // All implementations must embed UnimplementedRenewServer
 // for forward compatibility.
@@ -174,6 +192,10 @@ func (c *renewClient) Why(ctx context.Context, in *WhyRequest, opts ...grpc.Call
 // thinks of it, since a TLS alert cannot.
 type RenewServer interface {
 	Why(context.Context, *WhyRequest) (*WhyResponse, error)
+	// Recover renews an identity that expired at most 30 days ago, or whose CA
+	// was rotated meanwhile. The frames are those of joining, whichever side
+	// dialled: the component sends the request.
+	Recover(grpc.BidiStreamingServer[JoinFrame, JoinFrame]) error
 	mustEmbedUnimplementedRenewServer()
 }
 
@@ -186,6 +208,9 @@ type UnimplementedRenewServer struct{}
 
 func (UnimplementedRenewServer) Why(context.Context, *WhyRequest) (*WhyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Why not implemented")
+}
+func (UnimplementedRenewServer) Recover(grpc.BidiStreamingServer[JoinFrame, JoinFrame]) error {
+	return status.Error(codes.Unimplemented, "method Recover not implemented")
 }
 func (UnimplementedRenewServer) mustEmbedUnimplementedRenewServer() {}
 func (UnimplementedRenewServer) testEmbeddedByValue()               {}
@@ -226,6 +251,13 @@ func _Renew_Why_Handler(srv interface{}, ctx context.Context, dec func(interface
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Renew_Recover_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(RenewServer).Recover(&grpc.GenericServerStream[JoinFrame, JoinFrame]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Renew_RecoverServer = grpc.BidiStreamingServer[JoinFrame, JoinFrame]
+
 // Renew_ServiceDesc is the grpc.ServiceDesc for Renew service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -238,6 +270,13 @@ var Renew_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Renew_Why_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Recover",
+			Handler:       _Renew_Recover_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+	},
 	Metadata: "roles/control/join.proto",
 }

@@ -26,6 +26,8 @@ type CertificateRequest_Purpose int32
 const (
 	CertificateRequest_PURPOSE_UNSPECIFIED CertificateRequest_Purpose = 0
 	CertificateRequest_PURPOSE_PUBLIC_PORT CertificateRequest_Purpose = 1
+	CertificateRequest_PURPOSE_IDENTITY    CertificateRequest_Purpose = 2 // renewal: the next certificate of the session's own identity
+	CertificateRequest_PURPOSE_EXPORT      CertificateRequest_Purpose = 3 // gateways: the pair that --export-cert keeps, names as core knows them
 )
 
 // Enum value maps for CertificateRequest_Purpose.
@@ -33,10 +35,14 @@ var (
 	CertificateRequest_Purpose_name = map[int32]string{
 		0: "PURPOSE_UNSPECIFIED",
 		1: "PURPOSE_PUBLIC_PORT",
+		2: "PURPOSE_IDENTITY",
+		3: "PURPOSE_EXPORT",
 	}
 	CertificateRequest_Purpose_value = map[string]int32{
 		"PURPOSE_UNSPECIFIED": 0,
 		"PURPOSE_PUBLIC_PORT": 1,
+		"PURPOSE_IDENTITY":    2,
+		"PURPOSE_EXPORT":      3,
 	}
 )
 
@@ -79,6 +85,8 @@ type Frame struct {
 	//	*Frame_Announcement
 	//	*Frame_CertificateRequest
 	//	*Frame_Denials
+	//	*Frame_RevocationList
+	//	*Frame_Alert
 	//	*Frame_Welcome
 	//	*Frame_HeartbeatReply
 	//	*Frame_Snapshot
@@ -180,6 +188,24 @@ func (x *Frame) GetDenials() *DenialReport {
 	return nil
 }
 
+func (x *Frame) GetRevocationList() *RevocationList {
+	if x != nil {
+		if x, ok := x.Frame.(*Frame_RevocationList); ok {
+			return x.RevocationList
+		}
+	}
+	return nil
+}
+
+func (x *Frame) GetAlert() *Alert {
+	if x != nil {
+		if x, ok := x.Frame.(*Frame_Alert); ok {
+			return x.Alert
+		}
+	}
+	return nil
+}
+
 func (x *Frame) GetWelcome() *Welcome {
 	if x != nil {
 		if x, ok := x.Frame.(*Frame_Welcome); ok {
@@ -254,6 +280,14 @@ type Frame_Denials struct {
 	Denials *DenialReport `protobuf:"bytes,6,opt,name=denials,proto3,oneof"`
 }
 
+type Frame_RevocationList struct {
+	RevocationList *RevocationList `protobuf:"bytes,7,opt,name=revocation_list,json=revocationList,proto3,oneof"` // answers Snapshot.want_revocation_list
+}
+
+type Frame_Alert struct {
+	Alert *Alert `protobuf:"bytes,8,opt,name=alert,proto3,oneof"`
+}
+
 type Frame_Welcome struct {
 	// core -> component
 	Welcome *Welcome `protobuf:"bytes,16,opt,name=welcome,proto3,oneof"`
@@ -286,6 +320,10 @@ func (*Frame_Announcement) isFrame_Frame() {}
 func (*Frame_CertificateRequest) isFrame_Frame() {}
 
 func (*Frame_Denials) isFrame_Frame() {}
+
+func (*Frame_RevocationList) isFrame_Frame() {}
+
+func (*Frame_Alert) isFrame_Frame() {}
 
 func (*Frame_Welcome) isFrame_Frame() {}
 
@@ -360,13 +398,15 @@ func (x *Refusal) GetRemedy() string {
 }
 
 type Hello struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
-	Instance      []byte                 `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"` // 16 random bytes, one per process start
-	Held          *Generation            `protobuf:"bytes,3,opt,name=held,proto3" json:"held,omitempty"`         // last good snapshot, zero if none
-	StartedUnix   int64                  `protobuf:"varint,4,opt,name=started_unix,json=startedUnix,proto3" json:"started_unix,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Version         string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	Instance        []byte                 `protobuf:"bytes,2,opt,name=instance,proto3" json:"instance,omitempty"` // 16 random bytes, one per process start
+	Held            *Generation            `protobuf:"bytes,3,opt,name=held,proto3" json:"held,omitempty"`         // last good snapshot, zero if none
+	StartedUnix     int64                  `protobuf:"varint,4,opt,name=started_unix,json=startedUnix,proto3" json:"started_unix,omitempty"`
+	RevocationsHeld *RevocationListHead    `protobuf:"bytes,5,opt,name=revocations_held,json=revocationsHeld,proto3" json:"revocations_held,omitempty"`
+	Certificates    []*Certificate         `protobuf:"bytes,6,rep,name=certificates,proto3" json:"certificates,omitempty"` // every certificate file in use beside the identity
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Hello) Reset() {
@@ -425,6 +465,20 @@ func (x *Hello) GetStartedUnix() int64 {
 		return x.StartedUnix
 	}
 	return 0
+}
+
+func (x *Hello) GetRevocationsHeld() *RevocationListHead {
+	if x != nil {
+		return x.RevocationsHeld
+	}
+	return nil
+}
+
+func (x *Hello) GetCertificates() []*Certificate {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
 }
 
 type Welcome struct {
@@ -487,6 +541,7 @@ type Heartbeat struct {
 	LastRttNano     int64                  `protobuf:"varint,3,opt,name=last_rtt_nano,json=lastRttNano,proto3" json:"last_rtt_nano,omitempty"`             // of the heartbeat before, 0 if unknown
 	ClockOffsetNano int64                  `protobuf:"varint,4,opt,name=clock_offset_nano,json=clockOffsetNano,proto3" json:"clock_offset_nano,omitempty"` // component's estimate of core's clock minus its own
 	CallsInFlight   uint32                 `protobuf:"varint,5,opt,name=calls_in_flight,json=callsInFlight,proto3" json:"calls_in_flight,omitempty"`
+	Certificates    []*Certificate         `protobuf:"bytes,6,rep,name=certificates,proto3" json:"certificates,omitempty"` // set when they have changed since the last
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -554,6 +609,13 @@ func (x *Heartbeat) GetCallsInFlight() uint32 {
 		return x.CallsInFlight
 	}
 	return 0
+}
+
+func (x *Heartbeat) GetCertificates() []*Certificate {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
 }
 
 type HeartbeatReply struct {
@@ -796,11 +858,16 @@ func (x *Revocation) GetSerial() string {
 
 // Snapshot is everything a component needs to work, whole and idempotent.
 type Snapshot struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Generation    *Generation            `protobuf:"bytes,1,opt,name=generation,proto3" json:"generation,omitempty"`
-	Bundle        *TrustBundle           `protobuf:"bytes,2,opt,name=bundle,proto3" json:"bundle,omitempty"`
-	Revocations   []*Revocation          `protobuf:"bytes,3,rep,name=revocations,proto3" json:"revocations,omitempty"`
-	CoreAddresses []string               `protobuf:"bytes,4,rep,name=core_addresses,json=coreAddresses,proto3" json:"core_addresses,omitempty"` // gateways: HOST:PORT to dial; proxies: where core comes from
+	state                 protoimpl.MessageState `protogen:"open.v1"`
+	Generation            *Generation            `protobuf:"bytes,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	Bundle                *TrustBundle           `protobuf:"bytes,2,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	Revocations           []*Revocation          `protobuf:"bytes,3,rep,name=revocations,proto3" json:"revocations,omitempty"`
+	CoreAddresses         []string               `protobuf:"bytes,4,rep,name=core_addresses,json=coreAddresses,proto3" json:"core_addresses,omitempty"`    // gateways: HOST:PORT to dial; proxies: where core comes from
+	RevocationList        *RevocationList        `protobuf:"bytes,5,opt,name=revocation_list,json=revocationList,proto3" json:"revocation_list,omitempty"` // the signed list behind revocations
+	Listener              *OutsideCertificate    `protobuf:"bytes,6,opt,name=listener,proto3" json:"listener,omitempty"`                                   // gateways: how core's gRPC port presents itself; unset: internal
+	Crl                   []byte                 `protobuf:"bytes,7,opt,name=crl,proto3" json:"crl,omitempty"`                                             // proxies: CRL of the callers' issuer, DER
+	ComponentLifetimeNano int64                  `protobuf:"varint,10,opt,name=component_lifetime_nano,json=componentLifetimeNano,proto3" json:"component_lifetime_nano,omitempty"`
+	CertificateNames      []string               `protobuf:"bytes,11,rep,name=certificate_names,json=certificateNames,proto3" json:"certificate_names,omitempty"` // gateways: names for --export-cert, as core knows them
 	// Types that are valid to be assigned to Part:
 	//
 	//	*Snapshot_Proxy
@@ -864,6 +931,41 @@ func (x *Snapshot) GetRevocations() []*Revocation {
 func (x *Snapshot) GetCoreAddresses() []string {
 	if x != nil {
 		return x.CoreAddresses
+	}
+	return nil
+}
+
+func (x *Snapshot) GetRevocationList() *RevocationList {
+	if x != nil {
+		return x.RevocationList
+	}
+	return nil
+}
+
+func (x *Snapshot) GetListener() *OutsideCertificate {
+	if x != nil {
+		return x.Listener
+	}
+	return nil
+}
+
+func (x *Snapshot) GetCrl() []byte {
+	if x != nil {
+		return x.Crl
+	}
+	return nil
+}
+
+func (x *Snapshot) GetComponentLifetimeNano() int64 {
+	if x != nil {
+		return x.ComponentLifetimeNano
+	}
+	return 0
+}
+
+func (x *Snapshot) GetCertificateNames() []string {
+	if x != nil {
+		return x.CertificateNames
 	}
 	return nil
 }
@@ -1799,18 +1901,335 @@ func (x *Denial) GetMinuteUnix() int64 {
 	return 0
 }
 
+// RevocationList is the signed, append-only list of revocations that outlives
+// core.db. Payload is canonical, see acme/pki; signature is by a component
+// intermediate, whose chain is included.
+type RevocationList struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Payload       []byte                 `protobuf:"bytes,1,opt,name=payload,proto3" json:"payload,omitempty"`
+	Signature     []byte                 `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"`
+	Chain         [][]byte               `protobuf:"bytes,3,rep,name=chain,proto3" json:"chain,omitempty"` // DER, signer first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevocationList) Reset() {
+	*x = RevocationList{}
+	mi := &file_roles_control_session_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevocationList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevocationList) ProtoMessage() {}
+
+func (x *RevocationList) ProtoReflect() protoreflect.Message {
+	mi := &file_roles_control_session_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevocationList.ProtoReflect.Descriptor instead.
+func (*RevocationList) Descriptor() ([]byte, []int) {
+	return file_roles_control_session_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *RevocationList) GetPayload() []byte {
+	if x != nil {
+		return x.Payload
+	}
+	return nil
+}
+
+func (x *RevocationList) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+func (x *RevocationList) GetChain() [][]byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+// RevocationListHead names a list without sending it.
+type RevocationListHead struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sequence      uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"` // number of entries
+	Sha256        []byte                 `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"`      // of the payload
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevocationListHead) Reset() {
+	*x = RevocationListHead{}
+	mi := &file_roles_control_session_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevocationListHead) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevocationListHead) ProtoMessage() {}
+
+func (x *RevocationListHead) ProtoReflect() protoreflect.Message {
+	mi := &file_roles_control_session_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevocationListHead.ProtoReflect.Descriptor instead.
+func (*RevocationListHead) Descriptor() ([]byte, []int) {
+	return file_roles_control_session_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *RevocationListHead) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *RevocationListHead) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
+
+// OutsideCertificate says how a gRPC port presents itself to diallers.
+type OutsideCertificate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mode          string                 `protobuf:"bytes,1,opt,name=mode,proto3" json:"mode,omitempty"`                               // "internal", "files", "acme"
+	ServerName    string                 `protobuf:"bytes,2,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"` // expected in the outside certificate
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OutsideCertificate) Reset() {
+	*x = OutsideCertificate{}
+	mi := &file_roles_control_session_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OutsideCertificate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OutsideCertificate) ProtoMessage() {}
+
+func (x *OutsideCertificate) ProtoReflect() protoreflect.Message {
+	mi := &file_roles_control_session_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OutsideCertificate.ProtoReflect.Descriptor instead.
+func (*OutsideCertificate) Descriptor() ([]byte, []int) {
+	return file_roles_control_session_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *OutsideCertificate) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *OutsideCertificate) GetServerName() string {
+	if x != nil {
+		return x.ServerName
+	}
+	return ""
+}
+
+// Certificate is what a component reports about a certificate it uses.
+type Certificate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	What          string                 `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"` // "public port", "gRPC port", "upstream orders", "export", …
+	Subject       string                 `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
+	Serial        string                 `protobuf:"bytes,3,opt,name=serial,proto3" json:"serial,omitempty"`
+	NotBeforeUnix int64                  `protobuf:"varint,4,opt,name=not_before_unix,json=notBeforeUnix,proto3" json:"not_before_unix,omitempty"`
+	NotAfterUnix  int64                  `protobuf:"varint,5,opt,name=not_after_unix,json=notAfterUnix,proto3" json:"not_after_unix,omitempty"`
+	Error         string                 `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"` // why a newer file was not taken
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Certificate) Reset() {
+	*x = Certificate{}
+	mi := &file_roles_control_session_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Certificate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Certificate) ProtoMessage() {}
+
+func (x *Certificate) ProtoReflect() protoreflect.Message {
+	mi := &file_roles_control_session_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
+func (*Certificate) Descriptor() ([]byte, []int) {
+	return file_roles_control_session_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Certificate) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *Certificate) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *Certificate) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *Certificate) GetNotBeforeUnix() int64 {
+	if x != nil {
+		return x.NotBeforeUnix
+	}
+	return 0
+}
+
+func (x *Certificate) GetNotAfterUnix() int64 {
+	if x != nil {
+		return x.NotAfterUnix
+	}
+	return 0
+}
+
+func (x *Certificate) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+// Alert is an alarm that a component raises for the operator.
+type Alert struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Code          string                 `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
+	Text          string                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	Remedy        string                 `protobuf:"bytes,3,opt,name=remedy,proto3" json:"remedy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Alert) Reset() {
+	*x = Alert{}
+	mi := &file_roles_control_session_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Alert) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Alert) ProtoMessage() {}
+
+func (x *Alert) ProtoReflect() protoreflect.Message {
+	mi := &file_roles_control_session_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Alert.ProtoReflect.Descriptor instead.
+func (*Alert) Descriptor() ([]byte, []int) {
+	return file_roles_control_session_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *Alert) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *Alert) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *Alert) GetRemedy() string {
+	if x != nil {
+		return x.Remedy
+	}
+	return ""
+}
+
 var File_roles_control_session_proto protoreflect.FileDescriptor
 
 const file_roles_control_session_proto_rawDesc = "" +
 	"\n" +
-	"\x1broles/control/session.proto\x12\x14sallyport.control.v1\"\x89\x06\n" +
+	"\x1broles/control/session.proto\x12\x14sallyport.control.v1\"\x8f\a\n" +
 	"\x05Frame\x123\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1b.sallyport.control.v1.HelloH\x00R\x05hello\x12?\n" +
 	"\theartbeat\x18\x02 \x01(\v2\x1f.sallyport.control.v1.HeartbeatH\x00R\theartbeat\x125\n" +
 	"\x03ack\x18\x03 \x01(\v2!.sallyport.control.v1.SnapshotAckH\x00R\x03ack\x12H\n" +
 	"\fannouncement\x18\x04 \x01(\v2\".sallyport.control.v1.AnnouncementH\x00R\fannouncement\x12[\n" +
 	"\x13certificate_request\x18\x05 \x01(\v2(.sallyport.control.v1.CertificateRequestH\x00R\x12certificateRequest\x12>\n" +
-	"\adenials\x18\x06 \x01(\v2\".sallyport.control.v1.DenialReportH\x00R\adenials\x129\n" +
+	"\adenials\x18\x06 \x01(\v2\".sallyport.control.v1.DenialReportH\x00R\adenials\x12O\n" +
+	"\x0frevocation_list\x18\a \x01(\v2$.sallyport.control.v1.RevocationListH\x00R\x0erevocationList\x123\n" +
+	"\x05alert\x18\b \x01(\v2\x1b.sallyport.control.v1.AlertH\x00R\x05alert\x129\n" +
 	"\awelcome\x18\x10 \x01(\v2\x1d.sallyport.control.v1.WelcomeH\x00R\awelcome\x12O\n" +
 	"\x0fheartbeat_reply\x18\x11 \x01(\v2$.sallyport.control.v1.HeartbeatReplyH\x00R\x0eheartbeatReply\x12<\n" +
 	"\bsnapshot\x18\x12 \x01(\v2\x1e.sallyport.control.v1.SnapshotH\x00R\bsnapshot\x12^\n" +
@@ -1820,21 +2239,24 @@ const file_roles_control_session_proto_rawDesc = "" +
 	"\aRefusal\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x14\n" +
 	"\x05cause\x18\x02 \x01(\tR\x05cause\x12\x16\n" +
-	"\x06remedy\x18\x03 \x01(\tR\x06remedy\"\x96\x01\n" +
+	"\x06remedy\x18\x03 \x01(\tR\x06remedy\"\xb2\x02\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\fR\binstance\x124\n" +
 	"\x04held\x18\x03 \x01(\v2 .sallyport.control.v1.GenerationR\x04held\x12!\n" +
-	"\fstarted_unix\x18\x04 \x01(\x03R\vstartedUnix\"@\n" +
+	"\fstarted_unix\x18\x04 \x01(\x03R\vstartedUnix\x12S\n" +
+	"\x10revocations_held\x18\x05 \x01(\v2(.sallyport.control.v1.RevocationListHeadR\x0frevocationsHeld\x12E\n" +
+	"\fcertificates\x18\x06 \x03(\v2!.sallyport.control.v1.CertificateR\fcertificates\"@\n" +
 	"\aWelcome\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1b\n" +
-	"\tunix_nano\x18\x02 \x01(\x03R\bunixNano\"\xbc\x01\n" +
+	"\tunix_nano\x18\x02 \x01(\x03R\bunixNano\"\x83\x02\n" +
 	"\tHeartbeat\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x1b\n" +
 	"\tunix_nano\x18\x02 \x01(\x03R\bunixNano\x12\"\n" +
 	"\rlast_rtt_nano\x18\x03 \x01(\x03R\vlastRttNano\x12*\n" +
 	"\x11clock_offset_nano\x18\x04 \x01(\x03R\x0fclockOffsetNano\x12&\n" +
-	"\x0fcalls_in_flight\x18\x05 \x01(\rR\rcallsInFlight\"I\n" +
+	"\x0fcalls_in_flight\x18\x05 \x01(\rR\rcallsInFlight\x12E\n" +
+	"\fcertificates\x18\x06 \x03(\v2!.sallyport.control.v1.CertificateR\fcertificates\"I\n" +
 	"\x0eHeartbeatReply\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x1b\n" +
 	"\tunix_nano\x18\x02 \x01(\x03R\bunixNano\"B\n" +
@@ -1853,14 +2275,20 @@ const file_roles_control_session_proto_rawDesc = "" +
 	"Revocation\x12\x1a\n" +
 	"\bidentity\x18\x01 \x01(\tR\bidentity\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x16\n" +
-	"\x06serial\x18\x03 \x01(\tR\x06serial\"\xf2\x02\n" +
+	"\x06serial\x18\x03 \x01(\tR\x06serial\"\xfe\x04\n" +
 	"\bSnapshot\x12@\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\v2 .sallyport.control.v1.GenerationR\n" +
 	"generation\x129\n" +
 	"\x06bundle\x18\x02 \x01(\v2!.sallyport.control.v1.TrustBundleR\x06bundle\x12B\n" +
 	"\vrevocations\x18\x03 \x03(\v2 .sallyport.control.v1.RevocationR\vrevocations\x12%\n" +
-	"\x0ecore_addresses\x18\x04 \x03(\tR\rcoreAddresses\x127\n" +
+	"\x0ecore_addresses\x18\x04 \x03(\tR\rcoreAddresses\x12M\n" +
+	"\x0frevocation_list\x18\x05 \x01(\v2$.sallyport.control.v1.RevocationListR\x0erevocationList\x12D\n" +
+	"\blistener\x18\x06 \x01(\v2(.sallyport.control.v1.OutsideCertificateR\blistener\x12\x10\n" +
+	"\x03crl\x18\a \x01(\fR\x03crl\x126\n" +
+	"\x17component_lifetime_nano\x18\n" +
+	" \x01(\x03R\x15componentLifetimeNano\x12+\n" +
+	"\x11certificate_names\x18\v \x03(\tR\x10certificateNames\x127\n" +
 	"\x05proxy\x18\b \x01(\v2\x1f.sallyport.control.v1.ProxyPartH\x00R\x05proxy\x12=\n" +
 	"\agateway\x18\t \x01(\v2!.sallyport.control.v1.GatewayPartH\x00R\agatewayB\x06\n" +
 	"\x04part\"e\n" +
@@ -1909,14 +2337,16 @@ const file_roles_control_session_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x0e\n" +
 	"\x02up\x18\x03 \x01(\bR\x02up\x12\x14\n" +
-	"\x05error\x18\x04 \x01(\tR\x05error\"\xbf\x01\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\"\xe9\x01\n" +
 	"\x12CertificateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x10\n" +
 	"\x03csr\x18\x02 \x01(\fR\x03csr\x12J\n" +
-	"\apurpose\x18\x03 \x01(\x0e20.sallyport.control.v1.CertificateRequest.PurposeR\apurpose\";\n" +
+	"\apurpose\x18\x03 \x01(\x0e20.sallyport.control.v1.CertificateRequest.PurposeR\apurpose\"e\n" +
 	"\aPurpose\x12\x17\n" +
 	"\x13PURPOSE_UNSPECIFIED\x10\x00\x12\x17\n" +
-	"\x13PURPOSE_PUBLIC_PORT\x10\x01\"t\n" +
+	"\x13PURPOSE_PUBLIC_PORT\x10\x01\x12\x14\n" +
+	"\x10PURPOSE_IDENTITY\x10\x02\x12\x12\n" +
+	"\x0ePURPOSE_EXPORT\x10\x03\"t\n" +
 	"\x13CertificateResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05chain\x18\x02 \x03(\fR\x05chain\x127\n" +
@@ -1931,7 +2361,29 @@ const file_roles_control_session_proto_rawDesc = "" +
 	"\x04code\x18\x04 \x01(\tR\x04code\x12\x14\n" +
 	"\x05count\x18\x05 \x01(\x04R\x05count\x12\x1f\n" +
 	"\vminute_unix\x18\x06 \x01(\x03R\n" +
-	"minuteUnix2R\n" +
+	"minuteUnix\"^\n" +
+	"\x0eRevocationList\x12\x18\n" +
+	"\apayload\x18\x01 \x01(\fR\apayload\x12\x1c\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature\x12\x14\n" +
+	"\x05chain\x18\x03 \x03(\fR\x05chain\"H\n" +
+	"\x12RevocationListHead\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x16\n" +
+	"\x06sha256\x18\x02 \x01(\fR\x06sha256\"I\n" +
+	"\x12OutsideCertificate\x12\x12\n" +
+	"\x04mode\x18\x01 \x01(\tR\x04mode\x12\x1f\n" +
+	"\vserver_name\x18\x02 \x01(\tR\n" +
+	"serverName\"\xb7\x01\n" +
+	"\vCertificate\x12\x12\n" +
+	"\x04what\x18\x01 \x01(\tR\x04what\x12\x18\n" +
+	"\asubject\x18\x02 \x01(\tR\asubject\x12\x16\n" +
+	"\x06serial\x18\x03 \x01(\tR\x06serial\x12&\n" +
+	"\x0fnot_before_unix\x18\x04 \x01(\x03R\rnotBeforeUnix\x12$\n" +
+	"\x0enot_after_unix\x18\x05 \x01(\x03R\fnotAfterUnix\x12\x14\n" +
+	"\x05error\x18\x06 \x01(\tR\x05error\"G\n" +
+	"\x05Alert\x12\x12\n" +
+	"\x04code\x18\x01 \x01(\tR\x04code\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\x12\x16\n" +
+	"\x06remedy\x18\x03 \x01(\tR\x06remedy2R\n" +
 	"\aControl\x12G\n" +
 	"\aSession\x12\x1b.sallyport.control.v1.Frame\x1a\x1b.sallyport.control.v1.Frame(\x010\x01B\x19Z\x17sallyport/roles/controlb\x06proto3"
 
@@ -1948,7 +2400,7 @@ func file_roles_control_session_proto_rawDescGZIP() []byte {
 }
 
 var file_roles_control_session_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_roles_control_session_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_roles_control_session_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_roles_control_session_proto_goTypes = []any{
 	(CertificateRequest_Purpose)(0), // 0: sallyport.control.v1.CertificateRequest.Purpose
 	(*Frame)(nil),                   // 1: sallyport.control.v1.Frame
@@ -1975,6 +2427,11 @@ var file_roles_control_session_proto_goTypes = []any{
 	(*CertificateResponse)(nil),     // 22: sallyport.control.v1.CertificateResponse
 	(*DenialReport)(nil),            // 23: sallyport.control.v1.DenialReport
 	(*Denial)(nil),                  // 24: sallyport.control.v1.Denial
+	(*RevocationList)(nil),          // 25: sallyport.control.v1.RevocationList
+	(*RevocationListHead)(nil),      // 26: sallyport.control.v1.RevocationListHead
+	(*OutsideCertificate)(nil),      // 27: sallyport.control.v1.OutsideCertificate
+	(*Certificate)(nil),             // 28: sallyport.control.v1.Certificate
+	(*Alert)(nil),                   // 29: sallyport.control.v1.Alert
 }
 var file_roles_control_session_proto_depIdxs = []int32{
 	3,  // 0: sallyport.control.v1.Frame.hello:type_name -> sallyport.control.v1.Hello
@@ -1983,34 +2440,41 @@ var file_roles_control_session_proto_depIdxs = []int32{
 	18, // 3: sallyport.control.v1.Frame.announcement:type_name -> sallyport.control.v1.Announcement
 	21, // 4: sallyport.control.v1.Frame.certificate_request:type_name -> sallyport.control.v1.CertificateRequest
 	23, // 5: sallyport.control.v1.Frame.denials:type_name -> sallyport.control.v1.DenialReport
-	4,  // 6: sallyport.control.v1.Frame.welcome:type_name -> sallyport.control.v1.Welcome
-	6,  // 7: sallyport.control.v1.Frame.heartbeat_reply:type_name -> sallyport.control.v1.HeartbeatReply
-	10, // 8: sallyport.control.v1.Frame.snapshot:type_name -> sallyport.control.v1.Snapshot
-	22, // 9: sallyport.control.v1.Frame.certificate_response:type_name -> sallyport.control.v1.CertificateResponse
-	2,  // 10: sallyport.control.v1.Frame.refusal:type_name -> sallyport.control.v1.Refusal
-	7,  // 11: sallyport.control.v1.Hello.held:type_name -> sallyport.control.v1.Generation
-	7,  // 12: sallyport.control.v1.Snapshot.generation:type_name -> sallyport.control.v1.Generation
-	8,  // 13: sallyport.control.v1.Snapshot.bundle:type_name -> sallyport.control.v1.TrustBundle
-	9,  // 14: sallyport.control.v1.Snapshot.revocations:type_name -> sallyport.control.v1.Revocation
-	12, // 15: sallyport.control.v1.Snapshot.proxy:type_name -> sallyport.control.v1.ProxyPart
-	15, // 16: sallyport.control.v1.Snapshot.gateway:type_name -> sallyport.control.v1.GatewayPart
-	7,  // 17: sallyport.control.v1.SnapshotAck.generation:type_name -> sallyport.control.v1.Generation
-	13, // 18: sallyport.control.v1.ProxyPart.api_keys:type_name -> sallyport.control.v1.APIKey
-	14, // 19: sallyport.control.v1.ProxyPart.services:type_name -> sallyport.control.v1.Service
-	16, // 20: sallyport.control.v1.GatewayPart.services:type_name -> sallyport.control.v1.ServiceVerdict
-	17, // 21: sallyport.control.v1.GatewayPart.methods:type_name -> sallyport.control.v1.MethodRule
-	19, // 22: sallyport.control.v1.Announcement.services:type_name -> sallyport.control.v1.AnnouncedService
-	20, // 23: sallyport.control.v1.Announcement.upstreams:type_name -> sallyport.control.v1.UpstreamState
-	0,  // 24: sallyport.control.v1.CertificateRequest.purpose:type_name -> sallyport.control.v1.CertificateRequest.Purpose
-	2,  // 25: sallyport.control.v1.CertificateResponse.refusal:type_name -> sallyport.control.v1.Refusal
-	24, // 26: sallyport.control.v1.DenialReport.denials:type_name -> sallyport.control.v1.Denial
-	1,  // 27: sallyport.control.v1.Control.Session:input_type -> sallyport.control.v1.Frame
-	1,  // 28: sallyport.control.v1.Control.Session:output_type -> sallyport.control.v1.Frame
-	28, // [28:29] is the sub-list for method output_type
-	27, // [27:28] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	25, // 6: sallyport.control.v1.Frame.revocation_list:type_name -> sallyport.control.v1.RevocationList
+	29, // 7: sallyport.control.v1.Frame.alert:type_name -> sallyport.control.v1.Alert
+	4,  // 8: sallyport.control.v1.Frame.welcome:type_name -> sallyport.control.v1.Welcome
+	6,  // 9: sallyport.control.v1.Frame.heartbeat_reply:type_name -> sallyport.control.v1.HeartbeatReply
+	10, // 10: sallyport.control.v1.Frame.snapshot:type_name -> sallyport.control.v1.Snapshot
+	22, // 11: sallyport.control.v1.Frame.certificate_response:type_name -> sallyport.control.v1.CertificateResponse
+	2,  // 12: sallyport.control.v1.Frame.refusal:type_name -> sallyport.control.v1.Refusal
+	7,  // 13: sallyport.control.v1.Hello.held:type_name -> sallyport.control.v1.Generation
+	26, // 14: sallyport.control.v1.Hello.revocations_held:type_name -> sallyport.control.v1.RevocationListHead
+	28, // 15: sallyport.control.v1.Hello.certificates:type_name -> sallyport.control.v1.Certificate
+	28, // 16: sallyport.control.v1.Heartbeat.certificates:type_name -> sallyport.control.v1.Certificate
+	7,  // 17: sallyport.control.v1.Snapshot.generation:type_name -> sallyport.control.v1.Generation
+	8,  // 18: sallyport.control.v1.Snapshot.bundle:type_name -> sallyport.control.v1.TrustBundle
+	9,  // 19: sallyport.control.v1.Snapshot.revocations:type_name -> sallyport.control.v1.Revocation
+	25, // 20: sallyport.control.v1.Snapshot.revocation_list:type_name -> sallyport.control.v1.RevocationList
+	27, // 21: sallyport.control.v1.Snapshot.listener:type_name -> sallyport.control.v1.OutsideCertificate
+	12, // 22: sallyport.control.v1.Snapshot.proxy:type_name -> sallyport.control.v1.ProxyPart
+	15, // 23: sallyport.control.v1.Snapshot.gateway:type_name -> sallyport.control.v1.GatewayPart
+	7,  // 24: sallyport.control.v1.SnapshotAck.generation:type_name -> sallyport.control.v1.Generation
+	13, // 25: sallyport.control.v1.ProxyPart.api_keys:type_name -> sallyport.control.v1.APIKey
+	14, // 26: sallyport.control.v1.ProxyPart.services:type_name -> sallyport.control.v1.Service
+	16, // 27: sallyport.control.v1.GatewayPart.services:type_name -> sallyport.control.v1.ServiceVerdict
+	17, // 28: sallyport.control.v1.GatewayPart.methods:type_name -> sallyport.control.v1.MethodRule
+	19, // 29: sallyport.control.v1.Announcement.services:type_name -> sallyport.control.v1.AnnouncedService
+	20, // 30: sallyport.control.v1.Announcement.upstreams:type_name -> sallyport.control.v1.UpstreamState
+	0,  // 31: sallyport.control.v1.CertificateRequest.purpose:type_name -> sallyport.control.v1.CertificateRequest.Purpose
+	2,  // 32: sallyport.control.v1.CertificateResponse.refusal:type_name -> sallyport.control.v1.Refusal
+	24, // 33: sallyport.control.v1.DenialReport.denials:type_name -> sallyport.control.v1.Denial
+	1,  // 34: sallyport.control.v1.Control.Session:input_type -> sallyport.control.v1.Frame
+	1,  // 35: sallyport.control.v1.Control.Session:output_type -> sallyport.control.v1.Frame
+	35, // [35:36] is the sub-list for method output_type
+	34, // [34:35] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_roles_control_session_proto_init() }
@@ -2025,6 +2489,8 @@ func file_roles_control_session_proto_init() {
 		(*Frame_Announcement)(nil),
 		(*Frame_CertificateRequest)(nil),
 		(*Frame_Denials)(nil),
+		(*Frame_RevocationList)(nil),
+		(*Frame_Alert)(nil),
 		(*Frame_Welcome)(nil),
 		(*Frame_HeartbeatReply)(nil),
 		(*Frame_Snapshot)(nil),
@@ -2041,7 +2507,7 @@ func file_roles_control_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_roles_control_session_proto_rawDesc), len(file_roles_control_session_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   24,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
