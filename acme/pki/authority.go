@@ -61,7 +61,7 @@ type Authority struct {
 // CreateAuthority makes a CA and stores it in dir, which must not exist or be
 // empty. The directory appears whole or not at all: everything is written and
 // synced beside it and then renamed.
-func CreateAuthority(dir, trustDomain string, now time.Time) (*Authority, error) {
+func CreateAuthority(dir string, secret Secret, trustDomain string, now time.Time) (*Authority, error) {
 	if err := ValidTrustDomain(trustDomain); err != nil {
 		return nil, fmt.Errorf("create the certificate authority: %w", err)
 	}
@@ -75,14 +75,14 @@ func CreateAuthority(dir, trustDomain string, now time.Time) (*Authority, error)
 		}
 		return nil, fmt.Errorf("create the certificate authority in %s: %w", dir, err)
 	}
-	return OpenAuthority(dir)
+	return OpenAuthority(dir, secret)
 }
 
 // OpenAuthority reads what CreateAuthority stored and checks that keys and
 // certificates belong together. A directory with some files missing is an
 // error that is not ErrNoAuthority, so that nobody makes a second CA over the
 // remains of the first.
-func OpenAuthority(dir string) (*Authority, error) {
+func OpenAuthority(dir string, secret Secret) (*Authority, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 {
 		return nil, fmt.Errorf("open the certificate authority in %s: %w; make one with: sallyport ca init %s", dir, ErrNoAuthority, dir)

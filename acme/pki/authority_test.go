@@ -19,7 +19,7 @@ import (
 
 func TestCreateAuthority(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state", "ca")
-	a, err := CreateAuthority(dir, testDomain, epoch)
+	a, err := CreateAuthority(dir, Secret{}, testDomain, epoch)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +54,7 @@ func TestCreateAuthority(t *testing.T) {
 	if want := epoch.AddDate(10, 0, 0); !a.root.NotAfter.Equal(want) || !a.components.cert.NotAfter.Equal(want) || !a.callers.cert.NotAfter.Equal(want) {
 		t.Errorf("the CA ends at %s, not at %s", a.root.NotAfter, want)
 	}
-	again, err := OpenAuthority(dir)
+	again, err := OpenAuthority(dir, Secret{})
 	if err != nil || !again.Bundle().Equal(a.Bundle()) || again.TrustDomain() != testDomain {
 		t.Errorf("opened again: %v", err)
 	}
@@ -62,24 +62,24 @@ func TestCreateAuthority(t *testing.T) {
 
 func TestCreateAuthorityNeverOverwrites(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "ca")
-	a, err := CreateAuthority(dir, testDomain, epoch)
+	a, err := CreateAuthority(dir, Secret{}, testDomain, epoch)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := CreateAuthority(dir, testDomain, epoch); !errors.Is(err, ErrAuthorityExists) {
+	if _, err := CreateAuthority(dir, Secret{}, testDomain, epoch); !errors.Is(err, ErrAuthorityExists) {
 		t.Errorf("over an authority: %v", err)
 	}
-	if b, err := OpenAuthority(dir); err != nil || !b.Bundle().Equal(a.Bundle()) {
+	if b, err := OpenAuthority(dir, Secret{}); err != nil || !b.Bundle().Equal(a.Bundle()) {
 		t.Errorf("the first one changed: %v", err)
 	}
 	other := filepath.Join(t.TempDir(), "home")
 	os.Mkdir(other, 0o755)
 	os.WriteFile(filepath.Join(other, "letter.txt"), []byte("x"), 0o644)
-	if _, err := CreateAuthority(other, testDomain, epoch); !errors.Is(err, ErrAuthorityExists) {
+	if _, err := CreateAuthority(other, Secret{}, testDomain, epoch); !errors.Is(err, ErrAuthorityExists) {
 		t.Errorf("over somebody's files: %v", err)
 	}
 	empty := t.TempDir()
-	if _, err := CreateAuthority(empty, testDomain, epoch); err != nil {
+	if _, err := CreateAuthority(empty, Secret{}, testDomain, epoch); err != nil {
 		t.Errorf("into an empty directory: %v", err)
 	}
 }
@@ -87,14 +87,14 @@ func TestCreateAuthorityNeverOverwrites(t *testing.T) {
 // An authority of which a part is missing or foreign is an error, and never
 // the one that makes a caller create another.
 func TestOpenAuthorityDamaged(t *testing.T) {
-	if _, err := OpenAuthority(filepath.Join(t.TempDir(), "nothing")); !errors.Is(err, ErrNoAuthority) {
+	if _, err := OpenAuthority(filepath.Join(t.TempDir(), "nothing"), Secret{}); !errors.Is(err, ErrNoAuthority) {
 		t.Errorf("nothing there: %v", err)
 	}
-	if _, err := OpenAuthority(t.TempDir()); !errors.Is(err, ErrNoAuthority) {
+	if _, err := OpenAuthority(t.TempDir(), Secret{}); !errors.Is(err, ErrNoAuthority) {
 		t.Errorf("an empty directory: %v", err)
 	}
 	foreign := filepath.Join(t.TempDir(), "foreign")
-	if _, err := CreateAuthority(foreign, testDomain, epoch); err != nil {
+	if _, err := CreateAuthority(foreign, Secret{}, testDomain, epoch); err != nil {
 		t.Fatal(err)
 	}
 	for _, file := range []string{rootCertFile, rootKeyFile, nextRootKeyFile, componentsCertFile, componentsKeyFile, callersCertFile, callersKeyFile} {
@@ -116,17 +116,17 @@ func TestOpenAuthorityDamaged(t *testing.T) {
 			},
 		} {
 			dir := filepath.Join(t.TempDir(), "ca")
-			if _, err := CreateAuthority(dir, testDomain, epoch); err != nil {
+			if _, err := CreateAuthority(dir, Secret{}, testDomain, epoch); err != nil {
 				t.Fatal(err)
 			}
 			if err := damage(filepath.Join(dir, file)); err != nil {
 				t.Fatal(err)
 			}
-			_, err := OpenAuthority(dir)
+			_, err := OpenAuthority(dir, Secret{})
 			if err == nil || errors.Is(err, ErrNoAuthority) {
 				t.Errorf("%s %s: %v", file, how, err)
 			}
-			if _, err := CreateAuthority(dir, testDomain, epoch); !errors.Is(err, ErrAuthorityExists) {
+			if _, err := CreateAuthority(dir, Secret{}, testDomain, epoch); !errors.Is(err, ErrAuthorityExists) {
 				t.Errorf("%s %s: a new authority was made over it: %v", file, how, err)
 			}
 		}
@@ -141,10 +141,10 @@ func TestCreateAuthorityAfterCrash(t *testing.T) {
 	temp := filepath.Join(parent, tempPrefix+"ca-123")
 	os.Mkdir(temp, 0o700)
 	os.WriteFile(filepath.Join(temp, rootKeyFile), []byte("-----BEGIN"), 0o600)
-	if _, err := OpenAuthority(dir); !errors.Is(err, ErrNoAuthority) {
+	if _, err := OpenAuthority(dir, Secret{}); !errors.Is(err, ErrNoAuthority) {
 		t.Errorf("%v", err)
 	}
-	if _, err := CreateAuthority(dir, testDomain, epoch); err != nil {
+	if _, err := CreateAuthority(dir, Secret{}, testDomain, epoch); err != nil {
 		t.Errorf("%v", err)
 	}
 }

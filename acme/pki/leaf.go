@@ -5,8 +5,10 @@ import (
 	"encoding/asn1"
 	"errors"
 	"fmt"
+	"math/big"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // componentLeaf checks the form of a component's certificate and returns whom
@@ -155,4 +157,16 @@ func whose(c *x509.Certificate) string {
 		return printable(s, 200)
 	}
 	return "serial " + Serial(c)
+}
+
+// ParseSerial reads a serial number as people copy it (openssl prints it in
+// capitals, browsers with colons) and returns it as Serial writes it.
+func ParseSerial(s string) (string, error) {
+	text := strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(strings.TrimSpace(s), "serial="), ":", ""))
+	text = strings.TrimPrefix(text, "0x")
+	n, ok := new(big.Int).SetString(text, 16)
+	if !ok || n.Sign() <= 0 || len(text) > 64 || text[0] == '+' || strings.Contains(text, "_") {
+		return "", fmt.Errorf("%q is not a serial number: copy the hexadecimal one that `cert ls` or `cert show` prints", printable(s, 80))
+	}
+	return n.Text(16), nil
 }

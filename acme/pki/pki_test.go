@@ -19,7 +19,7 @@ const testDomain = "sallyport.internal"
 
 func testAuthority(t testing.TB) *Authority {
 	t.Helper()
-	a, err := CreateAuthority(filepath.Join(t.TempDir(), "ca"), testDomain, epoch)
+	a, err := CreateAuthority(filepath.Join(t.TempDir(), "ca"), Secret{}, testDomain, epoch)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -732,6 +732,7 @@ type TrustBundle struct {
 	Roots                  [][]byte               `protobuf:"bytes,2,rep,name=roots,proto3" json:"roots,omitempty"`                                                                 // DER
 	ComponentIntermediates [][]byte               `protobuf:"bytes,3,rep,name=component_intermediates,json=componentIntermediates,proto3" json:"component_intermediates,omitempty"` // DER
 	CallerIntermediates    [][]byte               `protobuf:"bytes,4,rep,name=caller_intermediates,json=callerIntermediates,proto3" json:"caller_intermediates,omitempty"`          // DER; callers' and services' certificates
+	CallerRoots            [][]byte               `protobuf:"bytes,5,rep,name=caller_roots,json=callerRoots,proto3" json:"caller_roots,omitempty"`                                  // DER; of an imported issuer: for other software to install, never an anchor of components
 	unknownFields          protoimpl.UnknownFields
 	sizeCache              protoimpl.SizeCache
 }
@@ -794,13 +795,22 @@ func (x *TrustBundle) GetCallerIntermediates() [][]byte {
 	return nil
 }
 
+func (x *TrustBundle) GetCallerRoots() [][]byte {
+	if x != nil {
+		return x.CallerRoots
+	}
+	return nil
+}
+
 // Revocation covers an identity's incarnations up to and including
-// incarnation, or one certificate by its serial number.
+// incarnation, one certificate by its serial number, or every certificate of a
+// public key.
 type Revocation struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Identity      string                 `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"` // SPIFFE ID, empty for a serial
 	Incarnation   uint64                 `protobuf:"varint,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	Serial        string                 `protobuf:"bytes,3,opt,name=serial,proto3" json:"serial,omitempty"` // hexadecimal, lower case, empty for an identity
+	Key           []byte                 `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`       // SHA-256 of the SubjectPublicKeyInfo, empty for the others
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -854,6 +864,13 @@ func (x *Revocation) GetSerial() string {
 		return x.Serial
 	}
 	return ""
+}
+
+func (x *Revocation) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
 }
 
 // Snapshot is everything a component needs to work, whole and idempotent.
@@ -2265,17 +2282,19 @@ const file_roles_control_session_proto_rawDesc = "" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x02 \x01(\x04R\n" +
-	"generation\"\xb2\x01\n" +
+	"generation\"\xd5\x01\n" +
 	"\vTrustBundle\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x14\n" +
 	"\x05roots\x18\x02 \x03(\fR\x05roots\x127\n" +
 	"\x17component_intermediates\x18\x03 \x03(\fR\x16componentIntermediates\x121\n" +
-	"\x14caller_intermediates\x18\x04 \x03(\fR\x13callerIntermediates\"b\n" +
+	"\x14caller_intermediates\x18\x04 \x03(\fR\x13callerIntermediates\x12!\n" +
+	"\fcaller_roots\x18\x05 \x03(\fR\vcallerRoots\"t\n" +
 	"\n" +
 	"Revocation\x12\x1a\n" +
 	"\bidentity\x18\x01 \x01(\tR\bidentity\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x16\n" +
-	"\x06serial\x18\x03 \x01(\tR\x06serial\"\xfe\x04\n" +
+	"\x06serial\x18\x03 \x01(\tR\x06serial\x12\x10\n" +
+	"\x03key\x18\x04 \x01(\fR\x03key\"\xfe\x04\n" +
 	"\bSnapshot\x12@\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\v2 .sallyport.control.v1.GenerationR\n" +

@@ -30,7 +30,7 @@ const defaultTrustDomain = "sallyport.internal"
 // first time. It never makes one beside a database that knows another.
 func openAuthority(ctx context.Context, db *store.Core, s configs.Core, log *slog.Logger) (*pki.Authority, error) {
 	dir := filepath.Join(s.DataDir, "ca")
-	ca, err := pki.OpenAuthority(dir)
+	ca, err := pki.OpenAuthority(dir, pki.Secret{})
 	if err == nil {
 		if td := ca.TrustDomain(); s.TrustDomain != td && s.TrustDomain != defaultTrustDomain {
 			return nil, fmt.Errorf("the trust domain cannot change: the CA in %s is for %s and the settings say %s; leave --trust-domain out, or start a new core in another data directory", dir, td, s.TrustDomain)
@@ -47,7 +47,7 @@ func openAuthority(ctx context.Context, db *store.Core, s configs.Core, log *slo
 	if len(known) > 0 {
 		return nil, fmt.Errorf("the CA in %s is gone, but core's database knows certificates that it issued: restore the whole data directory from a backup; to start over with nothing, use an empty data directory", dir)
 	}
-	ca, err = pki.CreateAuthority(dir, s.TrustDomain, time.Now())
+	ca, err = pki.CreateAuthority(dir, pki.Secret{}, s.TrustDomain, time.Now())
 	if err != nil {
 		return nil, err
 	}

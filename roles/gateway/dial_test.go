@@ -54,7 +54,7 @@ func pem(t *testing.T, a *pki.Authority, name string, r pki.LeafRequest) (cert, 
 }
 
 func TestUpstreamOverTLS(t *testing.T) {
-	a, err := pki.CreateAuthority(filepath.Join(t.TempDir(), "ca"), "test.internal", time.Now())
+	a, err := pki.CreateAuthority(filepath.Join(t.TempDir(), "ca"), pki.Secret{}, "test.internal", time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +114,7 @@ func TestUpstreamOverTLS(t *testing.T) {
 // serverOf is the CA file of another installation.
 func serverOf(t *testing.T) string {
 	t.Helper()
-	a, err := pki.CreateAuthority(filepath.Join(t.TempDir(), "ca"), "other.internal", time.Now())
+	a, err := pki.CreateAuthority(filepath.Join(t.TempDir(), "ca"), pki.Secret{}, "other.internal", time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -45,7 +45,7 @@ type fakeCore struct {
 
 func newFakeCore(t *testing.T) *fakeCore {
 	t.Helper()
-	a, err := pki.CreateAuthority(filepath.Join(t.TempDir(), "ca"), "test.internal", time.Now())
+	a, err := pki.CreateAuthority(filepath.Join(t.TempDir(), "ca"), pki.Secret{}, "test.internal", time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -44,7 +44,7 @@ type tokenRow struct {
 
 func newCA(t *testing.T) *ca {
 	t.Helper()
-	a, err := pki.CreateAuthority(filepath.Join(t.TempDir(), "ca"), "test.internal", time.Now().Add(-24*time.Hour))
+	a, err := pki.CreateAuthority(filepath.Join(t.TempDir(), "ca"), pki.Secret{}, "test.internal", time.Now().Add(-24*time.Hour))
 	if err != nil {
 		t.Fatal(err)
 	}

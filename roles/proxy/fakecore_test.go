@@ -95,7 +95,7 @@ via_proxy = ["dmz2"]
 
 func newFakeCore(t *testing.T) *fakeCore {
 	t.Helper()
-	a, err := pki.CreateAuthority(filepath.Join(t.TempDir(), "ca"), "test.internal", time.Now())
+	a, err := pki.CreateAuthority(filepath.Join(t.TempDir(), "ca"), pki.Secret{}, "test.internal", time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
