@@ -30,12 +30,13 @@ type ComponentRecord struct {
 	Serve       []string // gateway: patterns that bound its services; none: first come
 	Address     string   // proxy: HOST:PORT that core dials
 	ServerName  string   // proxy: name expected in an outside certificate
+	CertNames   []string // gateway: DNS names and addresses for --export-cert
 	Reusable    bool
 	State       string
 	Added       time.Time
 	Joined      time.Time
 	LastSeen    time.Time
-	SPKI        []byte // SHA-256 of the SubjectPublicKeyInfo of its newest certificate
+	SPKI        []byte // SHA-256 of the SubjectPublicKeyInfo of its confirmed certificate
 	NotAfter    time.Time
 	Version     string // software, as it said last
 	Observed    string // address it was seen at
@@ -47,10 +48,10 @@ func (r *ComponentRecord) Label() string { return label(r.Role, r.Name) }
 func label(role pki.Role, name string) string { return string(role) + "/" + name }
 
 func scanComponent(row func(...any) error) (r ComponentRecord, err error) {
-	var peers, serve string
+	var peers, serve, names string
 	var added, joined, seen, notAfter int64
 	err = row(&r.Role, &r.Name, &r.Incarnation, &r.Parent, &peers, &serve, &r.Address, &r.ServerName, &r.Reusable, &r.State,
-		&added, &joined, &seen, &r.SPKI, &notAfter, &r.Version, &r.Observed)
+		&added, &joined, &seen, &r.SPKI, &notAfter, &r.Version, &r.Observed, &names)
 	if err != nil {
 		return r, err
 	}
@@ -58,12 +59,15 @@ func scanComponent(row func(...any) error) (r ComponentRecord, err error) {
 	if r.Peers, err = list(peers); err != nil {
 		return r, err
 	}
-	r.Serve, err = list(serve)
+	if r.Serve, err = list(serve); err != nil {
+		return r, err
+	}
+	r.CertNames, err = list(names)
 	return r, err
 }
 
 const selectComponents = `SELECT role, name, incarnation, parent, peers, serve, address, server_name, reusable, state,
-	added, joined, last_seen, spki, not_after, version, observed FROM components `
+	added, joined, last_seen, spki, not_after, version, observed, cert_names FROM components `
 
 // Component returns one that was not removed, or [ErrNotFound].
 func (c *Core) Component(ctx context.Context, role pki.Role, name string) (ComponentRecord, error) {
@@ -88,6 +92,9 @@ func (c *Core) Components(ctx context.Context, role pki.Role) ([]ComponentRecord
 	}
 	return list, nil
 }
+
+// errProxyNames refuses names that nothing would use.
+var errProxyNames = errors.New("certificate names are for gateways, which export a pair with --export-cert; a proxy has the names it is reached by")
 
 // instanceRoom is what the name of a reusable gateway leaves for "-xxxxxx".
 const instanceRoom = 7
@@ -134,6 +141,9 @@ func checkNew(r *ComponentRecord, token *TokenRecord) error {
 	if err := pki.ValidName(r.Name); err != nil {
 		return err
 	}
+	if r.Role == pki.RoleProxy && len(r.CertNames) > 0 {
+		return errProxyNames
+	}
 	if r.Reusable && r.Role == pki.RoleGateway && len(r.Name) > 63-instanceRoom {
 		return fmt.Errorf("the name of a reusable gateway has at most %d characters, since its instances are called %s-xxxxxx", 63-instanceRoom, r.Name)
 	}
@@ -172,19 +182,20 @@ func (t *tx) incarnation(role pki.Role, name string, former ComponentRecord) (ui
 
 func (t *tx) putComponent(r ComponentRecord) error {
 	_, err := t.exec(`INSERT INTO components (role, name, incarnation, parent, peers, serve, address, server_name, reusable, state,
-			added, joined, last_seen, spki, not_after, version, observed)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+			added, joined, last_seen, spki, not_after, version, observed, cert_names)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (role, name) DO UPDATE SET incarnation = excluded.incarnation, parent = excluded.parent, peers = excluded.peers,
 			serve = excluded.serve, address = excluded.address, server_name = excluded.server_name, reusable = excluded.reusable,
 			state = excluded.state, added = excluded.added, joined = excluded.joined, last_seen = excluded.last_seen,
-			spki = excluded.spki, not_after = excluded.not_after, version = excluded.version, observed = excluded.observed`,
+			spki = excluded.spki, not_after = excluded.not_after, version = excluded.version, observed = excluded.observed,
+			cert_names = excluded.cert_names`,
 		r.Role, r.Name, r.Incarnation, r.Parent, text(r.Peers), text(r.Serve), r.Address, r.ServerName, r.Reusable, r.State,
-		nanos(r.Added), nanos(r.Joined), nanos(r.LastSeen), r.SPKI, nanos(r.NotAfter), clean(r.Version, 128), clean(r.Observed, 128))
+		nanos(r.Added), nanos(r.Joined), nanos(r.LastSeen), r.SPKI, nanos(r.NotAfter), clean(r.Version, 128), clean(r.Observed, 128), text(r.CertNames))
 	return err
 }
 
 // SetComponent lets change alter what an operator may alter: peers, serve,
-// address, server name. Instances follow the gateway they are of. Nothing is
+// address, server name, names of its certificates. Instances follow the gateway they are of. Nothing is
 // written when nothing changes.
 func (c *Core) SetComponent(ctx context.Context, actor Actor, role pki.Role, name string, change func(*ComponentRecord) error) (ComponentRecord, error) {
 	var r ComponentRecord
@@ -194,16 +205,20 @@ func (c *Core) SetComponent(ctx context.Context, actor Actor, role pki.Role, nam
 		}
 		before, wish := settings(r), r
 		wish.Peers, wish.Serve = slices.Clone(r.Peers), slices.Clone(r.Serve)
+		wish.CertNames = slices.Clone(r.CertNames)
 		if err := change(&wish); err != nil {
 			return err
 		}
-		r.Peers, r.Serve, r.Address, r.ServerName = wish.Peers, wish.Serve, wish.Address, wish.ServerName
+		r.Peers, r.Serve, r.Address, r.ServerName, r.CertNames = wish.Peers, wish.Serve, wish.Address, wish.ServerName, wish.CertNames
+		if role == pki.RoleProxy && len(r.CertNames) > 0 {
+			return errProxyNames
+		}
 		if settings(r) == before {
 			return nil
 		}
-		if _, err := t.exec(`UPDATE components SET peers = ?, serve = ?, address = ?, server_name = ?
+		if _, err := t.exec(`UPDATE components SET peers = ?, serve = ?, address = ?, server_name = ?, cert_names = ?
 			WHERE role = ? AND state <> 'removed' AND (name = ? OR parent = ?)`,
-			text(r.Peers), text(r.Serve), r.Address, r.ServerName, role, name, name); err != nil {
+			text(r.Peers), text(r.Serve), r.Address, r.ServerName, text(r.CertNames), role, name, name); err != nil {
 			return err
 		}
 		if role == pki.RoleGateway {
@@ -230,6 +245,9 @@ func settings(r ComponentRecord) string {
 	}
 	if r.ServerName != "" {
 		words = append(words, "server name "+r.ServerName)
+	}
+	if len(r.CertNames) > 0 {
+		words = append(words, "certificate names "+strings.Join(r.CertNames, " "))
 	}
 	if r.Reusable {
 		words = append(words, "reusable")
