@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -14,6 +15,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	grpccreds "google.golang.org/grpc/credentials"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
@@ -470,5 +472,85 @@ func TestDrainTimeEnds(t *testing.T) {
 	}
 	if _, err := chat.Recv(); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "shutting down") {
 		t.Errorf("%v, want Unavailable that says why", err)
+	}
+}
+
+func TestCertificateFromFilesIsReplacedWhileCallsRun(t *testing.T) {
+	core := newFakeCore(t)
+	key := core.apiKey("ci", time.Time{})
+	dir := t.TempDir()
+	put := func() uint64 {
+		t.Helper()
+		k, err := pki.NewKey("p256")
+		if err != nil {
+			t.Fatal(err)
+		}
+		issued, err := core.authority.IssueLeaf(pki.LeafRequest{PublicKey: k.Public(), Server: true, DNS: []string{"localhost"}, Lifetime: time.Hour}, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := pki.MarshalKeyPEM(k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(dir, "tls.key"), text)
+		write(t, filepath.Join(dir, "tls.crt"), issued.PEM())
+		return issued.Chain[0].SerialNumber.Uint64()
+	}
+	first := put()
+	r := runProxy(t, core, configs.Proxy{Join: core.token.String(), TLS: "files", TLSCert: filepath.Join(dir, "tls.crt"), TLSKey: filepath.Join(dir, "tls.key")})
+	core.join(r.info.GRPCAddress)
+	core.connect(r.info.GRPCAddress)
+	r.until(true)
+	if len(core.requests) != 0 {
+		t.Errorf("core was asked for %q", core.requests)
+	}
+	serves := func() uint64 {
+		t.Helper()
+		nc, err := tls.Dial("tcp", r.info.PublicAddress, r.tls(nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		return nc.ConnectionState().PeerCertificates[0].SerialNumber.Uint64()
+	}
+	if serves() != first {
+		t.Fatal("serves another certificate than the files hold")
+	}
+	cc := r.dial(nil)
+	if err := say(withKey(t.Context(), key), cc); err != nil {
+		t.Fatal(err)
+	}
+	second := put()
+	for end := time.Now().Add(15 * time.Second); serves() != second; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the new files were not taken into service")
+		}
+	}
+	if err := say(withKey(t.Context(), key), cc); err != nil {
+		t.Errorf("the open connection: %v", err)
+	}
+}
+
+func TestHealthOnTheComponentPort(t *testing.T) {
+	core := newFakeCore(t)
+	r := runProxy(t, core, configs.Proxy{Join: core.token.String()})
+	core.join(r.info.GRPCAddress)
+	config := &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}} // a probe that asks nothing else
+	cc, err := grpc.NewClient("passthrough:///"+r.info.GRPCAddress, grpc.WithTransportCredentials(grpccreds.NewTLS(config)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cc.Close()
+	if s, err := healthOf(t.Context(), cc, ""); err != nil || s != notServing {
+		t.Errorf("without core: %v, %v", s, err)
+	}
+	core.connect(r.info.GRPCAddress)
+	r.until(true)
+	if s, err := healthOf(t.Context(), cc, ""); err != nil || s != serving {
+		t.Errorf("with core: %v, %v", s, err)
+	}
+	if err := say(t.Context(), cc); status.Code(err) != codes.Unimplemented {
+		t.Errorf("another service on that port: %v", err)
 	}
 }
