@@ -55,21 +55,22 @@ var (
 // while a connection's is taken, never the other way round, and no goroutine
 // holds two of one kind.
 type Conn struct {
-	nc      net.Conn
-	bottom  net.Conn // the transport under nc
-	sock    *socket  // the transport if it is one of ours
-	tls     *tls.Conn
-	client  bool
-	edge    bool
-	scheme  string
-	hop     string
-	remote  string
-	lim     Limits
-	m       *Metrics
-	budget  *Budget
-	log     *slog.Logger
-	handler Handler
-	peer    any
+	nc        net.Conn
+	bottom    net.Conn // the transport under nc
+	sock      *socket  // the transport if it is one of ours
+	tls       *tls.Conn
+	client    bool
+	edge      bool
+	scheme    string
+	hop       string
+	remote    string
+	lim       Limits
+	m         *Metrics
+	budget    *Budget
+	log       *slog.Logger
+	handler   Handler
+	peer      any
+	lingerFor time.Duration // how long the peer may take to read our last words
 
 	// reader only
 	rb         *[]byte
@@ -157,6 +158,7 @@ func newConn(nc net.Conn, o *Options) *Conn {
 	c := &Conn{
 		nc: nc, bottom: transport(nc), sock: socketUnder(nc),
 		hop: o.Hop, remote: o.Remote, m: o.Metrics, budget: o.Budget, log: o.Log,
+		lingerFor:  250 * time.Millisecond,
 		streams:    make(map[uint32]*stream),
 		sendWindow: defaultWindow, peerInitial: defaultWindow, peerMaxFrame: minFrameSize, peerMaxStream: 100,
 		ready1: make(chan struct{}), done: make(chan struct{}), flushed: make(chan struct{}),
@@ -329,7 +331,7 @@ func (c *Conn) linger() {
 		return
 	}
 	c.closeNotify()
-	_ = c.bottom.SetReadDeadline(time.Now().Add(250 * time.Millisecond))
+	_ = c.bottom.SetReadDeadline(time.Now().Add(c.lingerFor))
 	buf := make([]byte, 4<<10)
 	for range 256 {
 		if _, err := c.nc.Read(buf); err != nil {
