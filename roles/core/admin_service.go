@@ -63,7 +63,7 @@ func (a *admin) serviceRow(r store.ServiceRecord) *control.ServiceRow {
 	default:
 		s, ok := announced.services[r.Service]
 		if !ok {
-			row.State, row.Detail = "away", "gateway "+r.Gateway+" does not announce it any more"
+			row.State, row.Detail = "away", "gateway "+r.Gateway+" does not announce it now"
 		} else if !s.serving {
 			row.State, row.Detail = "down", "upstream "+s.upstream+": "+announced.why(s.upstream)
 		}
