@@ -128,7 +128,14 @@ func (c *Conn) idleWriter() {
 		c.wbuf = nil
 	}
 	c.writing = false
-	if c.finish && !c.finished {
+	if c.finish {
+		c.nothingLeft()
+	}
+}
+
+// nothingLeft tells whoever waits for the last words. c.mu is held.
+func (c *Conn) nothingLeft() {
+	if !c.finished {
 		c.finished = true
 		close(c.flushed)
 	}
@@ -213,6 +220,7 @@ func (c *Conn) abort(err error) {
 	if !c.aborted {
 		c.aborted = true
 		_ = c.bottom.Close()
+		c.nothingLeft()
 	}
 }
 
