@@ -92,6 +92,18 @@ func (r *ruling) find(name string) *service {
 	return nil
 }
 
+// target is the place of a service at a gateway, nil if it has none.
+func (r *ruling) target(name string, g *component) *target {
+	if s := r.services[name]; s != nil {
+		for i := range s.targets {
+			if s.targets[i].gateway == g {
+				return &s.targets[i]
+			}
+		}
+	}
+	return nil
+}
+
 func keysOf(rows []store.APIKeyRecord) *policy.Keys {
 	var keys []policy.Key
 	for _, k := range rows {
