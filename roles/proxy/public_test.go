@@ -270,3 +270,26 @@ func TestHealthOnTheComponentPort(t *testing.T) {
 		t.Errorf("another service on that port: %v", err)
 	}
 }
+
+// A client that resumes its TLS session is still who it was.
+func TestResumedSessionsKeepTheCertificate(t *testing.T) {
+	core := newFakeCore(t)
+	r := joined(t, core)
+	config := r.tls(core.clientCertificate("billing", time.Hour))
+	config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+	resumed := false
+	config.VerifyConnection = func(s tls.ConnectionState) error { resumed = s.DidResume; return nil }
+	for i := range 2 {
+		cc, err := grpc.NewClient("passthrough:///"+r.info.PublicAddress, grpc.WithTransportCredentials(grpccreds.NewTLS(config)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := say(t.Context(), cc); err != nil {
+			t.Errorf("connection %d: %v", i, err)
+		}
+		cc.Close()
+	}
+	if !resumed {
+		t.Error("the second connection did not resume the session of the first")
+	}
+}
