@@ -162,12 +162,16 @@ func (c *component) end(s *link.Session, cause string) bool {
 	return true
 }
 
+// maxLinks bounds the relay links that one component may have open; it has one,
+// and a second while one replaces the other.
+const maxLinks = 16
+
 // add takes a relay link of the session that is current. It is false when
-// there is none.
+// there is none, or when there are too many links.
 func (c *component) add(l *relay.Conn) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.removed || c.session == nil {
+	if c.removed || c.session == nil || c.links.Len() >= maxLinks {
 		return false
 	}
 	c.links.Add(l)
