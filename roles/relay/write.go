@@ -1,9 +1,6 @@
 package relay
 
-import (
-	"crypto/tls"
-	"time"
-)
+import "time"
 
 // Writing. Whoever has something for a connection appends it to the write buffer
 // under the connection's mutex; whoever first made the buffer dirty flushes it
@@ -226,9 +223,9 @@ func (c *Conn) abort(err error) {
 
 // closeNotify tells the peer's TLS that nothing follows.
 func (c *Conn) closeNotify() {
-	if t, ok := c.nc.(*tls.Conn); ok {
-		_ = t.SetWriteDeadline(time.Now().Add(time.Second))
-		_ = t.CloseWrite()
+	if c.tls != nil {
+		_ = c.tls.SetWriteDeadline(time.Now().Add(time.Second))
+		_ = c.tls.CloseWrite()
 	}
 	if w, ok := c.bottom.(interface{ CloseWrite() error }); ok {
 		_ = w.CloseWrite()
