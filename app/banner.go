@@ -40,7 +40,7 @@ func (p *process) banner(ctx context.Context) {
 	line := func(name, text string) { fmt.Fprintf(&b, "  %-9s %s\n", name, text) }
 	line("proxy", s.Proxy.PublicAddress+"  callers, gRPC over TLS;  "+s.Proxy.GRPCAddress+"  core")
 	line("core", s.Core.GRPCAddress+"  gateways")
-	line("gateway", "serves "+p.serves())
+	line("gateway", "serves "+servedBy(s.Gateway))
 	line("health", "http://"+s.Process.HealthAddress+"/readyz, /metrics")
 	line("data", p.dataDir())
 	if p.demo() {
@@ -53,13 +53,13 @@ func (p *process) banner(ctx context.Context) {
 	c.err.Write([]byte(b.String()))
 }
 
-// serves names what the gateway stands before.
-func (p *process) serves() string {
-	if p.demo() {
+// servedBy names what a gateway stands before.
+func servedBy(g *configs.Gateway) string {
+	if g.Demo {
 		return "the built-in sallyport.demo.v1.Echo"
 	}
 	var names []string
-	for _, u := range p.settings.Gateway.Upstreams {
+	for _, u := range g.Upstreams {
 		names = append(names, u.Name+" at "+u.Address.String())
 	}
 	return strings.Join(names, ", ")

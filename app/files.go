@@ -107,11 +107,12 @@ func syncDir(dir string) {
 	}
 }
 
-// free makes sure, before any work is done, that files can be made.
+// free makes sure, before any work is done, that files can be made, and makes
+// the directory they are to lie in.
 func free(force bool, paths ...string) error {
 	for _, p := range paths {
-		if info, err := os.Stat(filepath.Dir(p)); err != nil || !info.IsDir() {
-			return failed(filepath.Dir(p)+" is not a directory", "make it first")
+		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+			return failed("cannot make the directory for "+p+": "+err.Error(), "give another --out")
 		}
 		if _, err := os.Lstat(p); err == nil && !force {
 			return failed(p+" exists already, and is not replaced", "give another place, or --force to replace it")

@@ -66,11 +66,12 @@ func addComponent(c *cli, f coreFlags, j jsonFlag, req *control.AddComponentRequ
 			return c.printJSON(added)
 		}
 		fmt.Fprintln(c.out, added.GetCommand())
-		c.say("%s %s is invited. Run the line above on its host within %s (until %s); it is good once.",
-			req.Role, req.Name, span(time.Until(time.Unix(added.GetExpiresUnix(), 0)).Round(time.Minute)), clock(added.GetExpiresUnix()))
+		uses := "it is good once"
 		if req.Reusable {
-			c.say("The token is reusable: everybody who has it can start an instance until then.")
+			uses = "whoever has it can start an instance until then"
 		}
+		c.say("%s %s is invited. Run the line above on its host within %s (until %s); %s.",
+			req.Role, req.Name, span(time.Until(time.Unix(added.GetExpiresUnix(), 0)).Round(time.Minute)), clock(added.GetExpiresUnix()), uses)
 		c.say("On a shared host the token shows in ps: write it to a file and use --join-file FILE instead of --join TOKEN.")
 		for _, p := range req.Peers {
 			if p == "any" {

@@ -174,10 +174,11 @@ var ports struct {
 	next int
 }
 
-// run is one command line in this process.
+// run is one command line in this process, away from this machine's own data.
 func run(t *testing.T, environ []string, stdin string, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
 	var out, err bytes.Buffer
+	environ = append([]string{"SALLYPORT_DATA_DIR=" + t.TempDir()}, environ...)
 	status = Main(t.Context(), args, strings.NewReader(stdin), &out, &err, environ)
 	return status, out.String(), err.String()
 }

@@ -233,11 +233,11 @@ func (v *policyExplain) Run(c *cli) error {
 		if v.JSON {
 			return c.printJSON(why)
 		}
-		answer := "denied"
+		answer, may := "denied", "may not"
 		if why.GetAllowed() {
-			answer = "allowed"
+			answer, may = "allowed", "may"
 		}
-		fmt.Fprintf(c.out, "%s: %s may call /%s/%s: %s (%s)\n", c.paint(stateColour(answer), answer), caller, service, method, why.GetReason(), why.GetCode())
+		fmt.Fprintf(c.out, "%s: %s %s call /%s/%s: %s (%s)\n", c.paint(stateColour(answer), answer), caller, may, service, method, why.GetReason(), why.GetCode())
 		for _, line := range []struct {
 			name  string
 			parts []string

@@ -165,6 +165,9 @@ func (p *process) runOthers(edge, inner context.Context, group *errgroup.Group, 
 		group.Go(func() error {
 			return p.ended(inner, "gateway", gateway.Run(inner, *s.Gateway, gateway.Deps{
 				Log: p.logOf("gateway"), Version: version(), Registry: p.metrics, Ready: p.readyOf("gateway"),
+				Started: func(i gateway.Info) {
+					p.logOf("gateway").Info("gateway is up", "name", i.Name, "core", i.Core, "serves", servedBy(s.Gateway))
+				},
 			}))
 		})
 	}
@@ -173,6 +176,9 @@ func (p *process) runOthers(edge, inner context.Context, group *errgroup.Group, 
 	}
 	return p.ended(edge, "proxy", proxy.Run(edge, *s.Proxy, proxy.Deps{
 		Log: p.logOf("proxy"), Version: version(), Registry: p.metrics, Ready: p.readyOf("proxy"),
+		Started: func(i proxy.Info) {
+			p.logOf("proxy").Info("proxy is up", "public", i.PublicAddress, "grpc", i.GRPCAddress)
+		},
 	}))
 }
 

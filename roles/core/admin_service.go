@@ -37,7 +37,8 @@ func (a *admin) AllowService(ctx context.Context, in *control.AllowServiceReques
 	return a.serviceRow(r), nil
 }
 
-// serviceRow is a service at one gateway as the operator sees it.
+// serviceRow is a service at one gateway as the operator sees it: by what
+// decides about calls.
 func (a *admin) serviceRow(r store.ServiceRecord) *control.ServiceRow {
 	row := &control.ServiceRow{Service: r.Service, Gateway: r.Gateway, State: r.State, Detail: whyNotRouted(r), Methods: r.Methods}
 	g := a.core.registry.find(key{pki.RoleGateway, r.Gateway})
@@ -55,18 +56,16 @@ func (a *admin) serviceRow(r store.ServiceRecord) *control.ServiceRow {
 	if r.State != store.ServiceRouted {
 		return row
 	}
+	t := a.core.router.ruling.Load().target(r.Service, g)
 	switch {
 	case !g.connected.Load():
 		row.State, row.Detail = "away", "gateway "+r.Gateway+" is not connected"
-	case announced == nil:
+	case t != nil && !t.known:
 		row.State, row.Detail = "away", "gateway "+r.Gateway+" has not announced its services yet"
-	default:
-		s, ok := announced.services[r.Service]
-		if !ok {
-			row.State, row.Detail = "away", "gateway "+r.Gateway+" does not announce it any more"
-		} else if !s.serving {
-			row.State, row.Detail = "down", "upstream "+s.upstream+": "+announced.why(s.upstream)
-		}
+	case t == nil:
+		row.State, row.Detail = "away", "gateway "+r.Gateway+" does not announce it any more"
+	case !t.serving:
+		row.State, row.Detail = "down", t.why
 	}
 	return row
 }

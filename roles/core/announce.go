@@ -55,6 +55,17 @@ func (a *announcement) why(upstream string) string {
 	return "it does not serve now"
 }
 
+// complete reports whether the gateway knows all that is behind it: what it
+// does not announce then is not there.
+func (a *announcement) complete() bool {
+	for _, u := range a.upstreams {
+		if !u.GetUp() {
+			return false
+		}
+	}
+	return len(a.upstreams) > 0
+}
+
 // readAnnouncement takes from a gateway's announcement what is well formed and
 // within bounds, and says what was left out.
 func readAnnouncement(in *control.Announcement) (*announcement, []string) {

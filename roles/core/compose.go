@@ -19,11 +19,11 @@ const maxDescriptors = 12 << 20
 // compose makes the snapshot of one component, without its generation. The
 // same facts make the same bytes.
 func (p *publisher) compose(f *facts, r store.ComponentRecord) *control.Snapshot {
-	s := &control.Snapshot{Bundle: p.ca.Bundle().Proto(), Revocations: revocationsProto(p.ca.TrustDomain(), f.revocations)}
+	s := &control.Snapshot{Bundle: f.bundle, Revocations: f.revoked}
 	switch r.Role {
 	case pki.RoleProxy:
 		s.CoreAddresses = r.Peers
-		s.Part = &control.Snapshot_Proxy{Proxy: p.composeProxy(f)}
+		s.Part = &control.Snapshot_Proxy{Proxy: f.proxyPart}
 	case pki.RoleGateway:
 		if p.advertise != "" {
 			s.CoreAddresses = []string{p.advertise}
@@ -122,10 +122,7 @@ func (p *publisher) descriptors(f *facts) [][]byte {
 func composeGateway(f *facts, r store.ComponentRecord) *control.GatewayPart {
 	part := &control.GatewayPart{Serve: r.Serve}
 	var routed []string
-	for _, s := range f.services {
-		if s.Gateway != r.Name {
-			continue
-		}
+	for _, s := range f.announced[r.Name] {
 		part.Services = append(part.Services, &control.ServiceVerdict{Service: s.Service, Routed: s.State == store.ServiceRouted, Reason: whyNotRouted(s)})
 		if s.State == store.ServiceRouted {
 			routed = append(routed, s.Service)

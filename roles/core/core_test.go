@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"sallyport/roles/control"
 	"sallyport/roles/policy"
 	"sallyport/roles/relay"
+	"sallyport/store"
 )
 
 const openPolicy = `
@@ -346,6 +348,79 @@ func TestARemovedComponentIsCutOff(t *testing.T) {
 	again, err := r.admin.AddComponent(context.Background(), &control.AddComponentRequest{Role: "gateway", Name: "orders", Peers: []string{"127.0.0.1"}})
 	if err != nil || again.GetComponent().GetIncarnation() != 2 {
 		t.Errorf("added again: %v %v", again.GetComponent(), err)
+	}
+}
+
+func TestARemovedProxyIsCutOff(t *testing.T) {
+	r := start(t, settings(t))
+	r.apply(openPolicy)
+	g := r.addGateway("orders")
+	g.connect()
+	g.announce(true, "acme.v1.Orders")
+	p := r.addProxy("dmz1")
+	r.service("acme.v1.Orders", "orders", "routed")
+	stream, err := p.client.NewStream(context.Background(), &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/acme.v1.Orders/Watch")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.SendMsg(&emptypb.Empty{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.RecvMsg(&emptypb.Empty{}); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if _, err := r.admin.RemoveComponent(context.Background(), &control.RemoveComponentRequest{Role: "proxy", Name: "dmz1"}); err != nil {
+		t.Fatal(err)
+	}
+	expectStatus(t, stream.RecvMsg(&emptypb.Empty{}), codes.Unavailable)
+	if d := time.Since(began); d > time.Second {
+		t.Errorf("cutting took %v", d)
+	}
+	eventually(t, "nothing is left of it", func() error {
+		if r.component("proxy", "dmz1") != nil || p.links.Len() != 0 {
+			return fmt.Errorf("%v, %d links", r.component("proxy", "dmz1"), p.links.Len())
+		}
+		return nil
+	})
+	eventually(t, "the call ended at the gateway", func() error {
+		if n := r.component("gateway", "orders").GetCallsInFlight(); n != 0 {
+			return fmt.Errorf("%d calls in flight", n)
+		}
+		return nil
+	})
+}
+
+func TestDenialsAreKept(t *testing.T) {
+	s := settings(t)
+	r := start(t, s)
+	r.apply(openPolicy)
+	p := r.addProxy("dmz1")
+	p.say = func(h []relay.Field) []relay.Field {
+		return append(append([]relay.Field{}, h...), relay.Field{Name: relay.HeaderSource, Value: "192.0.2.77"})
+	}
+	for range 5 {
+		expectStatus(t, second(p.call("/acme.v1.Secret/Get")), codes.Unauthenticated)
+	}
+	r.end()
+	db, err := store.OpenCore(filepath.Join(s.DataDir, "core.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	rows, err := db.Denials(context.Background(), time.Now().Add(-time.Hour), 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n uint64
+	for _, row := range rows {
+		n += row.Count
+		if row.Caller != "192.0.2.0/24" || row.Method != "/acme.v1.Secret/Get" || row.Code != "UNAUTHENTICATED" || row.Reason == "" {
+			t.Errorf("kept %+v", row)
+		}
+	}
+	if n != 5 {
+		t.Errorf("%d denials kept, want 5: %+v", n, rows)
 	}
 }
 

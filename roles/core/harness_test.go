@@ -56,7 +56,7 @@ func (l *logBuffer) String() string {
 
 // running is a core that runs in the test.
 type running struct {
-	t     *testing.T
+	t     testing.TB
 	set   configs.Core
 	log   *logBuffer
 	info  Info
@@ -65,13 +65,13 @@ type running struct {
 	done  chan error
 }
 
-func settings(t *testing.T) configs.Core {
+func settings(t testing.TB) configs.Core {
 	return configs.Core{DataDir: filepath.Join(t.TempDir(), "core"), GRPCAddress: "127.0.0.1:0", TrustDomain: "test.internal",
 		CertLifetime: time.Hour, DrainTimeout: 2 * time.Second, AccessLog: "all"}
 }
 
 // start runs a core until the test ends.
-func start(t *testing.T, s configs.Core) *running {
+func start(t testing.TB, s configs.Core) *running {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	r := &running{t: t, set: s, log: &logBuffer{}, stop: stop, done: make(chan error, 1)}
@@ -114,7 +114,7 @@ func (r *running) end() {
 }
 
 // eventually polls until f is nil.
-func eventually(t *testing.T, what string, f func() error) {
+func eventually(t testing.TB, what string, f func() error) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
 	for {
@@ -175,7 +175,7 @@ func (r *running) service(name, gateway, state string) *control.ServiceRow {
 
 // member is what a fake gateway and a fake proxy have in common.
 type member struct {
-	t       *testing.T
+	t       testing.TB
 	role    pki.Role
 	name    string
 	self    *link.Self
@@ -191,7 +191,7 @@ type member struct {
 	count    int
 }
 
-func newMember(t *testing.T, role pki.Role, name string, log io.Writer) *member {
+func newMember(t testing.TB, role pki.Role, name string, log io.Writer) *member {
 	p := &member{t: t, role: role, name: name, self: link.NewSelf(), log: slog.New(slog.NewTextHandler(log, nil)).With("peer", name)}
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	instance := make([]byte, 16)
@@ -348,7 +348,7 @@ func (g *gateway) serve(call *relay.Call) {
 
 // echoServer answers every method with its name in the trailer; messages come
 // back as they are.
-func echoServer(t *testing.T, name string) string {
+func echoServer(t testing.TB, name string) string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -22,6 +22,9 @@ func privateDir(dir string) error {
 	if err != nil {
 		return fmt.Errorf("data directory %s: %w", dir, err)
 	}
+	if info.Mode().Perm()&0o002 != 0 {
+		return fmt.Errorf("data directory %s can be written by everybody: give core a directory of its own with --data-dir", dir)
+	}
 	if info.Mode().Perm()&0o077 != 0 {
 		if err := os.Chmod(dir, 0o700); err != nil {
 			return fmt.Errorf("data directory %s can be read by others, and that cannot be changed: %w; it holds the CA's keys: run chmod 700 on it", dir, err)

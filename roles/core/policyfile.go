@@ -29,8 +29,10 @@ type policyFile struct {
 	db      *store.Core
 	publish func(context.Context) error
 
-	mu      sync.Mutex
-	problem string // why the file as it is now is not in force
+	judged []byte // what start read, applied or not; watch goes on from there
+
+	mu      sync.Mutex // guards problem
+	problem string     // why the file as it is now is not in force
 }
 
 // start applies the file before core takes its first call. Core does not start
@@ -41,6 +43,7 @@ func (f *policyFile) start(ctx context.Context) error {
 	}
 	text, err := f.read()
 	if err == nil {
+		f.judged = text
 		err = f.apply(ctx, text)
 	}
 	if err == nil {
@@ -64,7 +67,7 @@ func (f *policyFile) watch(ctx context.Context) error {
 	}
 	tick := time.NewTicker(policyPoll)
 	defer tick.Stop()
-	applied, _ := f.read()
+	judged := f.judged
 	var seen []byte
 	for {
 		select {
@@ -76,13 +79,13 @@ func (f *policyFile) watch(ctx context.Context) error {
 		switch {
 		case err != nil:
 			f.report(err)
-			seen, applied = nil, nil
-		case applied != nil && bytes.Equal(text, applied):
+			seen, judged = nil, nil
+		case judged != nil && bytes.Equal(text, judged):
 			seen = nil
 		case seen == nil || !bytes.Equal(text, seen):
 			seen = text
 		default:
-			seen, applied = nil, text
+			seen, judged = nil, text
 			if err := f.apply(ctx, text); err != nil {
 				f.report(err)
 			}

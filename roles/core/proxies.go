@@ -141,7 +141,9 @@ func (p *proxies) control(ctx context.Context, m *component, spec proxySpec) err
 	if err != nil {
 		// A proxy may have lost the answer to its joining, and a reusable one
 		// joins at each start: while its token is good it gets an answer.
-		if r.State == store.StateJoined && p.mayJoinAgain(ctx, r) && p.join(ctx, r, spec) == nil {
+		refusal, refused := pki.AsRefusal(err)
+		there := !refused || refusal.Code != pki.CodeConnectionRefused
+		if there && r.State == store.StateJoined && p.mayJoinAgain(ctx, r) && p.join(ctx, r, spec) == nil {
 			return errJoinedAgain
 		}
 		return err

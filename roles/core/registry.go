@@ -40,7 +40,7 @@ func (r *registry) get(k key) *component {
 	c := r.components[k]
 	if c == nil {
 		c = &component{key: k}
-		c.lost.Store(r.started.UnixNano())
+		c.turned.Store(r.started.UnixNano())
 		r.components[k] = c
 	}
 	return c
@@ -103,7 +103,7 @@ type component struct {
 	links        relay.Pool    // towards a gateway, from a proxy
 	connected    atomic.Bool   // a control session is up
 	acknowledged atomic.Uint64 // generation in force at its end, of this core's epoch
-	lost         atomic.Int64  // when it was connected last, or core started; nanoseconds
+	turned       atomic.Int64  // when it was last connected or lost, or core started; nanoseconds
 
 	mu       sync.Mutex // guards what follows
 	removed  bool
@@ -139,6 +139,7 @@ func (c *component) begin(s *link.Session) bool {
 	}
 	c.session, c.instance, c.detail = s, s.Instance, ""
 	c.acknowledged.Store(0)
+	c.turned.Store(time.Now().UnixNano())
 	c.connected.Store(true)
 	c.mu.Unlock()
 	if other {
@@ -155,31 +156,36 @@ func (c *component) end(s *link.Session, cause string) bool {
 		return false
 	}
 	c.session, c.detail = nil, cause
-	c.lost.Store(time.Now().UnixNano())
+	c.turned.Store(time.Now().UnixNano())
 	c.connected.Store(false)
 	c.acknowledged.Store(0)
 	return true
 }
 
+// maxLinks bounds the relay links that one component may have open; it has one,
+// and a second while one replaces the other.
+const maxLinks = 16
+
 // add takes a relay link of the session that is current. It is false when
-// there is none.
+// there is none, or when there are too many links.
 func (c *component) add(l *relay.Conn) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.removed || c.session == nil {
+	if c.removed || c.session == nil || c.links.Len() >= maxLinks {
 		return false
 	}
 	c.links.Add(l)
 	return true
 }
 
-// returning is how long a component that was lost is expected back: it tries
-// again within 3 s.
-const returning = 3 * time.Second
+// settling is how long after it was lost, or came, a component is expected to
+// be able to take calls: it comes back within 3 s, and then looks at its
+// upstreams.
+const settling = 3 * time.Second
 
-// expected reports whether the component was lost a moment ago.
+// expected reports whether the component may take calls in a moment.
 func (c *component) expected(now time.Time) bool {
-	return now.Sub(time.Unix(0, c.lost.Load())) < returning
+	return now.Sub(time.Unix(0, c.turned.Load())) < settling
 }
 
 // cut ends everything that is open with the component, for good.

@@ -144,10 +144,7 @@ func (p *passage) try(name string) result {
 		soon := false
 		for i := range s.targets {
 			t := &s.targets[(first+i)%len(s.targets)]
-			if t.known && !t.serving {
-				continue
-			}
-			if !t.gateway.connected.Load() {
+			if t.known && !t.serving || !t.gateway.connected.Load() {
 				soon = soon || t.gateway.expected(p.router.now())
 				continue
 			}
@@ -316,7 +313,7 @@ func (p *passage) whyNot(t *target) string {
 	case !t.known:
 		return who + " has not announced its services yet"
 	case !t.serving:
-		return who + ": upstream " + t.upstream + " is down: " + t.why
+		return who + ": " + t.why
 	case t.gateway.acknowledged.Load() < t.need:
 		return who + " has not acknowledged the policy in force yet"
 	}

@@ -33,7 +33,7 @@ type target struct {
 	known    bool   // the gateway has said what it serves, since it last started
 	serving  bool   // its upstream answers
 	upstream string
-	why      string // why it does not
+	why      string // why it does not serve
 	inFlight *atomic.Int64
 }
 
@@ -52,13 +52,17 @@ func (p *publisher) rule(f *facts, need map[*component]uint64) *ruling {
 		t := target{gateway: g, need: need[g], inFlight: g.counter(row.Service)}
 		if a := g.announcement(); a != nil {
 			s, announced := a.services[row.Service]
-			if !announced {
-				continue
+			switch {
+			case announced && s.serving:
+				t.serving = true
+			case announced:
+				t.why = "upstream " + s.upstream + " is down: " + a.why(s.upstream)
+			case a.complete():
+				continue // it served this once, and does not any more
+			default:
+				t.why = "its upstreams do not all answer, and none that does has " + row.Service
 			}
-			t.known, t.serving, t.upstream = true, s.serving, s.upstream
-			if !s.serving {
-				t.why = a.why(s.upstream)
-			}
+			t.known, t.upstream = true, s.upstream
 		}
 		s := r.services[row.Service]
 		if s == nil {
@@ -83,6 +87,18 @@ func (r *ruling) find(name string) *service {
 	for _, s := range r.patterns {
 		if strings.HasPrefix(name, s.name[:len(s.name)-1]) {
 			return s
+		}
+	}
+	return nil
+}
+
+// target is the place of a service at a gateway, nil if it has none.
+func (r *ruling) target(name string, g *component) *target {
+	if s := r.services[name]; s != nil {
+		for i := range s.targets {
+			if s.targets[i].gateway == g {
+				return &s.targets[i]
+			}
 		}
 	}
 	return nil

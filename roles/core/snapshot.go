@@ -35,6 +35,15 @@ type publisher struct {
 	version uint64     // of parsed
 	parsed  *policy.Policy
 	behind  bool // the last publication failed
+
+	gate sync.Mutex // guards next
+	next *round     // the publication that has not begun yet; nil: nobody asked
+}
+
+// round is one publication and all who wait for it.
+type round struct {
+	once sync.Once
+	err  error
 }
 
 // facts is what the store says, read for one publication.
@@ -44,22 +53,37 @@ type facts struct {
 	keys        []store.APIKeyRecord
 	revocations []store.Revocation
 	policy      *policy.Policy
+
+	// What several snapshots share, made once.
+	proxyPart *control.ProxyPart
+	announced map[string][]store.ServiceRecord // by gateway
+	revoked   []*control.Revocation
+	bundle    *control.TrustBundle
 }
 
 // publish makes the present state of the store, and of what gateways
 // announced, the one that decides. When it returns, core decides by it and it
 // is on its way to every connected component. A caller that goes away does not
-// stop it half way.
+// stop it half way; those who ask while one publication runs share the next.
 func (p *publisher) publish(ctx context.Context) error {
-	ctx = context.WithoutCancel(ctx)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	err := p.publishLocked(ctx)
-	p.behind = err != nil
-	if err != nil {
-		return fmt.Errorf("publish to components: %w", err)
+	p.gate.Lock()
+	if p.next == nil {
+		p.next = &round{}
 	}
-	return nil
+	r := p.next
+	p.gate.Unlock()
+	r.once.Do(func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.gate.Lock()
+		p.next = nil // who asks from here on may have changed something that this one has read
+		p.gate.Unlock()
+		if r.err = p.publishLocked(context.WithoutCancel(ctx)); r.err != nil {
+			r.err = fmt.Errorf("publish to components: %w", r.err)
+		}
+		p.behind = r.err != nil
+	})
+	return r.err
 }
 
 // retry publishes again if the last attempt failed.
@@ -80,13 +104,15 @@ func (p *publisher) publishLocked(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.self.SetRevocations(revocationsProto(p.ca.TrustDomain(), f.revocations))
-
-	type parcel struct {
-		to       *component
-		snapshot *control.Snapshot
+	f.revoked, f.bundle = revocationsProto(p.ca.TrustDomain(), f.revocations), p.ca.Bundle().Proto()
+	p.self.SetRevocations(f.revoked)
+	f.announced = map[string][]store.ServiceRecord{}
+	for _, s := range f.services {
+		f.announced[s.Gateway] = append(f.announced[s.Gateway], s)
 	}
-	var parcels []parcel
+	f.proxyPart = p.composeProxy(f)
+
+	var parcels []*parcel
 	need := map[*component]uint64{}
 	for _, r := range f.components {
 		if r.State != store.StateJoined {
@@ -94,36 +120,47 @@ func (p *publisher) publishLocked(ctx context.Context) error {
 		}
 		to := p.registry.get(key{r.Role, r.Name})
 		snapshot := p.compose(f, r)
-		changed, err := p.number(ctx, to, snapshot)
+		parcel, err := p.number(ctx, to, snapshot)
 		if err != nil {
 			return err
 		}
 		need[to] = snapshot.GetGeneration().GetGeneration()
-		if changed {
-			parcels = append(parcels, parcel{to, snapshot})
+		if parcel != nil {
+			parcels = append(parcels, parcel)
 		}
 	}
 	p.ruling.Store(p.rule(f, need))
 	p.registry.wake()
 	for _, parcel := range parcels {
-		parcel.to.mu.Lock()
-		parcel.to.snapshot = parcel.snapshot
-		session := parcel.to.session
-		parcel.to.mu.Unlock()
-		if session != nil {
-			session.Send(parcel.snapshot)
-		}
+		parcel.deliver()
 	}
 	return nil
 }
 
+// parcel is a snapshot that a component has to be sent.
+type parcel struct {
+	to       *component
+	snapshot *control.Snapshot
+	hash     [32]byte
+}
+
+// deliver makes the snapshot the one that its component works by.
+func (p *parcel) deliver() {
+	p.to.mu.Lock()
+	p.to.snapshot, p.to.hash = p.snapshot, p.hash
+	session := p.to.session
+	p.to.mu.Unlock()
+	if session != nil {
+		session.Send(p.snapshot)
+	}
+}
+
 // number gives a snapshot its generation: the component's last one when the
-// content is the same, else the next. It reports whether the component has to
-// be sent it.
-func (p *publisher) number(ctx context.Context, to *component, s *control.Snapshot) (bool, error) {
+// content is the same, else the next, in a parcel.
+func (p *publisher) number(ctx context.Context, to *component, s *control.Snapshot) (*parcel, error) {
 	body, err := proto.MarshalOptions{Deterministic: true}.Marshal(s)
 	if err != nil {
-		return false, fmt.Errorf("snapshot of %s: %w", to.key, err)
+		return nil, fmt.Errorf("snapshot of %s: %w", to.key, err)
 	}
 	hash := sha256.Sum256(body)
 	to.mu.Lock()
@@ -131,17 +168,14 @@ func (p *publisher) number(ctx context.Context, to *component, s *control.Snapsh
 	to.mu.Unlock()
 	if former != nil && formerHash == hash {
 		s.Generation = former.Generation
-		return false, nil
+		return nil, nil
 	}
 	generation, _, err := p.db.Generation(ctx, to.role, to.name, hash[:])
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	s.Generation = &control.Generation{Epoch: p.epoch, Generation: generation}
-	to.mu.Lock()
-	to.hash = hash
-	to.mu.Unlock()
-	return true, nil
+	return &parcel{to, s, hash}, nil
 }
 
 // read reads everything that snapshots are made of.

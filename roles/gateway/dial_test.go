@@ -105,7 +105,9 @@ func TestUpstreamOverTLS(t *testing.T) {
 	defer web.Close()
 	bad := good
 	bad.Address.Target = web.Listener.Addr().String()
-	watchUpstream(t, bad).until(t, "a server without h2", func(s upstreamState) bool { return strings.Contains(s.problem, "protocol") || strings.Contains(s.problem, "ALPN") })
+	watchUpstream(t, bad).until(t, "a server without h2", func(s upstreamState) bool {
+		return strings.Contains(s.problem, "protocol") || strings.Contains(s.problem, "ALPN")
+	})
 	plainly, _ := serveOn(t, echoServer(nil), "127.0.0.1:0")
 	bad.Address.Target = plainly
 	watchUpstream(t, bad).until(t, "a server without TLS", func(s upstreamState) bool { return strings.Contains(s.problem, "TLS") })

@@ -170,6 +170,10 @@ func (u *upstream) watch(ctx context.Context) error {
 		return u.whySilent(err, ears)
 	}
 	offer, err := u.learn(ctx, cc)
+	if err != nil && len(u.settings.Services) > 0 {
+		u.log.Info("upstream does not answer reflection; what the settings list is announced", "cause", err.Error())
+		offer, err = listedOffer(u.settings.Services), nil
+	}
 	if err != nil {
 		return err
 	}
@@ -206,6 +210,9 @@ func (u *upstream) watch(ctx context.Context) error {
 			return &lostError{u.current().problem}
 		case <-tick.C:
 			again, err := u.learn(ctx, cc)
+			if err != nil && len(u.settings.Services) > 0 {
+				continue
+			}
 			if err != nil {
 				return &lostError{err.Error()}
 			}
@@ -218,9 +225,14 @@ func (u *upstream) watch(ctx context.Context) error {
 }
 
 // learn asks what the upstream offers; the list in the settings stands in for
-// reflection where there is none.
+// reflection where there is none. With a list the answer is a bonus, and an
+// upstream that keeps its reflection to itself is not waited for so long.
 func (u *upstream) learn(ctx context.Context, cc *grpc.ClientConn) (*offer, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	timeout := askTimeout
+	if len(u.settings.Services) > 0 {
+		timeout = askTimeout / 5
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	o, err := discover(ctx, cc, u.settings.Services)
 	switch {

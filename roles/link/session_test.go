@@ -283,12 +283,11 @@ func TestSupersede(t *testing.T) {
 	self := l.c.self(pki.RoleGateway, "one")
 	var ends []<-chan error
 	open := func(instance byte) {
-		ends = append(ends, l.run(t, ctx, &ComponentEnd{Hello: hello(instance)}, self))
-		for {
-			if s := l.core.Session(l.c.id(pki.RoleGateway, "one")); s != nil && s.Instance[0] == instance && len(l.ev.all()) > 0 {
-				break
-			}
-			<-l.ev.more
+		welcomed := make(chan struct{})
+		ends = append(ends, l.run(t, ctx, &ComponentEnd{Hello: hello(instance), Welcomed: func(*Conn, *control.Welcome) { close(welcomed) }}, self))
+		<-welcomed
+		if s := l.core.Session(l.c.id(pki.RoleGateway, "one")); s == nil || s.Instance[0] != instance {
+			t.Fatalf("welcomed and not registered: %v", s)
 		}
 	}
 	for i := byte(1); i <= 4; i++ {
@@ -353,12 +352,11 @@ func TestLatestWins(t *testing.T) {
 		<-hold
 		return nil
 	}}
+	welcomed := make(chan struct{})
+	e.Welcomed = func(*Conn, *control.Welcome) { close(welcomed) }
 	l.run(t, testContext(t), e, l.c.self(pki.RoleGateway, "one"))
-	l.ev.awaits(t, "opened")
+	<-welcomed
 	s := l.core.Session(l.c.id(pki.RoleGateway, "one"))
-	for s == nil {
-		s = l.core.Session(l.c.id(pki.RoleGateway, "one"))
-	}
 	s.Send(snapshot(1, 1))
 	applied.awaits(t, "1.1")
 	for i := uint64(2); i <= 9; i++ {

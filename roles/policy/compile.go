@@ -5,17 +5,27 @@ import (
 	"sort"
 )
 
-// compile turns what was read into what Decide looks things up in.
+// compile turns what was read into what Decide looks things up in. It adds the
+// rows that need not be written: health, which only a row for the service
+// itself closes, because probes have no credentials; and reflection, which any
+// row that covers it closes. Reflection may be open because it shows each
+// caller what he may call and nothing else.
 func (p *Policy) compile() {
-	health := "/" + HealthService + "/*"
 	rows := map[string]*row{}
 	for _, r := range p.rows {
 		rows[r.pattern] = r
 	}
-	if rows[health] == nil {
-		r := &row{pattern: health, needs: []string{public}, public: true, builtIn: true}
-		rows[health] = r
-		p.rows = append(p.rows, r)
+	for _, own := range edge {
+		pattern := "/" + own.Service + "/*"
+		covered := rows[pattern] != nil
+		for _, w := range wider(pattern) {
+			covered = covered || rows[w] != nil && own.Service != HealthService
+		}
+		if !covered {
+			r := &row{pattern: pattern, needs: []string{public}, public: true, builtIn: true}
+			rows[pattern] = r
+			p.rows = append(p.rows, r)
+		}
 	}
 
 	numbers := map[string]int{}

@@ -2,7 +2,8 @@ package policy
 
 // closed is the policy of an installation that was given none.
 const closed = `# The policy in force until one is applied: every call is denied, except
-# health checks. Methods that are opened, and to whom, are written here:
+# health checks, and reflection, which shows a caller what he may call. Methods
+# that are opened, and to whom, are written here:
 #
 #   [methods]
 #   "/acme.orders.v1.Orders/Get" = ["orders:read"]
@@ -10,25 +11,19 @@ const closed = `# The policy in force until one is applied: every call is denied
 #   [[grant]]
 #   apikey = "ci"
 #   permissions = ["orders:read"]
-
-[methods]
-"/grpc.health.v1.Health/*" = ["public"]
 `
 
 // demonstration opens what serves to try the product out.
 const demonstration = `# The policy of --role all without settings: the built-in demo service is open
 # to everyone who can connect, which is this host. Applying a policy of your
-# own replaces it.
+# own replaces it. Health checks and reflection are open without a row.
 
 [methods]
 "/sallyport.demo.v1.Echo/*" = ["public"]
-"/grpc.health.v1.Health/*" = ["public"]
-"/grpc.reflection.v1.ServerReflection/*" = ["public"]
-"/grpc.reflection.v1alpha.ServerReflection/*" = ["public"]
 `
 
-// Default is the policy of an installation that was given none. The health
-// service is open; with demo the built-in Echo and reflection are too.
+// Default is the policy of an installation that was given none. With
+// demo the built-in Echo is open.
 func Default(demo bool) *Policy {
 	name, text := "default policy", closed
 	if demo {

@@ -14,7 +14,8 @@
 // wider rows do not add to it, and an empty list closes a method that a wider
 // row would open. There is no row for everything. The one permission "public"
 // opens a method to callers without credentials. The health service is public
-// unless the file has a row for it, because probes have no credentials.
+// unless the file has a row for it, because probes have no credentials; so is
+// reflection, because it shows each caller what he may call and nothing else.
 //
 // Names are compared byte by byte. A path that is not exactly
 // /[package.]Service/Method of letters, digits and underscores (doubled or

@@ -125,7 +125,7 @@ func TestDecide(t *testing.T) {
 		{"/acme.news.v1.News/List", Caller{}, codes.OK, ReasonPublic, "/acme.news.v1.News/List"},
 		{"/acme.news.v1.News/List", stranger, codes.OK, ReasonPublic, "/acme.news.v1.News/List"},
 		{"/grpc.health.v1.Health/Check", Caller{}, codes.OK, ReasonPublic, "/grpc.health.v1.Health/*"},
-		{"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Caller{}, codes.Unauthenticated, ReasonNoRow, ""},
+		{"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Caller{}, codes.OK, ReasonPublic, "/grpc.reflection.v1.ServerReflection/*"},
 
 		// A grant without via is nobody's.
 		{"/acme.user.v1.UserService/DeleteUser", nobody, codes.PermissionDenied, ReasonNotBelieved, "/acme.user.v1.UserService/DeleteUser"},
@@ -342,7 +342,7 @@ func TestDefault(t *testing.T) {
 	const echo, reflection = "/sallyport.demo.v1.Echo/Say", "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 	for _, demo := range []bool{true, false} {
 		p := Default(demo)
-		for path, want := range map[string]bool{echo: demo, reflection: demo, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": demo,
+		for path, want := range map[string]bool{echo: demo, reflection: true, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": true,
 			"/grpc.health.v1.Health/Check": true, "/acme.A/B": false} {
 			if p.Decide(path, Caller{}).Allowed != want {
 				t.Errorf("demo %v: %s is allowed: %v", demo, path, !want)
@@ -363,6 +363,21 @@ func TestHealthCanBeClosed(t *testing.T) {
 		"[methods]\n\"/grpc.health.v1.Health/Watch\" = [\"admin\"]": true,
 	} {
 		if got := parse(t, text).Decide("/grpc.health.v1.Health/Check", Caller{}).Allowed; got != want {
+			t.Errorf("%q: %v", text, got)
+		}
+	}
+}
+
+func TestReflectionCanBeClosed(t *testing.T) {
+	for text, want := range map[string]bool{
+		"":                                       true,
+		"[methods]\n\"/grpc.*\" = [\"admin\"]":   false,
+		"[methods]\n\"/grpc.reflection.*\" = []": false,
+		"[methods]\n\"/grpc.reflection.v1.ServerReflection/*\" = [\"admin\"]":                    false,
+		"[methods]\n\"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo\" = [\"admin\"]": false,
+		"[methods]\n\"/grpc.reflection.v1alpha.*\" = [\"admin\"]":                                true,
+	} {
+		if got := parse(t, text).Decide("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Caller{}).Allowed; got != want {
 			t.Errorf("%q: %v", text, got)
 		}
 	}

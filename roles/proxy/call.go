@@ -85,9 +85,11 @@ func authorize(v *view, path string, caller policy.Caller) *refused {
 
 // toCore relays the call on the least busy link to core.
 func (p *proxy) toCore(c *relay.Call, header []relay.Field, back func([]relay.Field) []relay.Field, refuse func(*refused), tries int) {
+	why := "the links to core take no calls"
 	for ; tries < maxTries; tries++ {
 		conn := p.links.Pick()
 		if conn == nil {
+			why = "core is not connected"
 			break
 		}
 		next := tries + 1
@@ -99,7 +101,7 @@ func (p *proxy) toCore(c *relay.Call, header []relay.Field, back func([]relay.Fi
 			return
 		}
 	}
-	refuse(&refused{codes.Unavailable, "no_link", p.hop() + ": core is not connected, try again later"})
+	refuse(&refused{codes.Unavailable, "no_link", p.hop() + ": " + why + ", try again later"})
 }
 
 // towardsCore is the header core gets: the caller's own, less what only

@@ -42,6 +42,7 @@ type fakeCore struct {
 
 	mu       sync.Mutex // guards what follows
 	part     *control.ProxyPart
+	revoked  []*control.Revocation
 	refuse   bool // no certificate for the public port
 	denials  []*control.Denial
 	requests []string // purposes
@@ -267,7 +268,7 @@ func (c *fakeCore) carry(call *relay.Call) {
 func (c *fakeCore) snapshot() *control.Snapshot {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return &control.Snapshot{Generation: &control.Generation{Epoch: 1, Generation: uint64(time.Now().UnixNano())}, Bundle: c.authority.Bundle().Proto(),
+	return &control.Snapshot{Generation: &control.Generation{Epoch: 1, Generation: uint64(time.Now().UnixNano())}, Bundle: c.authority.Bundle().Proto(), Revocations: c.revoked,
 		Part: &control.Snapshot_Proxy{Proxy: c.part}}
 }
 

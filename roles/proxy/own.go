@@ -129,11 +129,10 @@ func (o *ownServices) caller(ctx context.Context) policy.Caller {
 func (o *ownServices) look(ctx context.Context) func() *excerpt {
 	caller := o.caller(ctx)
 	var last *view
-	e := newCatalog(nil).excerpt(func(string) bool { return false })
+	e := &excerpt{catalog: &catalog{}}
 	return func() *excerpt {
 		if v := o.proxy.view.Load(); v != last {
-			last = v
-			e = v.catalog.excerpt(func(path string) bool { return v.policy.Decide(path, caller).Allowed })
+			last, e = v, v.excerpt(caller)
 		}
 		return e
 	}

@@ -1,12 +1,7 @@
 package proxy
 
 import (
-	"bytes"
 	"context"
-	"crypto/tls"
-	"fmt"
-	"io"
-	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -14,9 +9,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
-	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
 
 	"sallyport/acme/pki"
@@ -172,6 +165,17 @@ func TestChangesHoldAtOnce(t *testing.T) {
 	if err := say(t.Context(), cc); err != nil {
 		t.Errorf("opened method: %v", err)
 	}
+
+	// A certificate is revoked while its connection is open.
+	billing := core.clientCertificate("billing", time.Hour)
+	mine := r.dial(billing)
+	if err := say(t.Context(), mine); err != nil {
+		t.Fatal(err)
+	}
+	core.change(func(*control.ProxyPart) { core.revoked = []*control.Revocation{{Serial: pki.Serial(billing.Chain[0])}} })
+	if err := say(t.Context(), mine); status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "revoked") {
+		t.Errorf("revoked certificate: %v", err)
+	}
 }
 
 func TestWithoutCore(t *testing.T) {
@@ -217,258 +221,5 @@ func TestWithoutCore(t *testing.T) {
 	r.until(true)
 	if err := say(withKey(t.Context(), key), r.dial(nil)); err != nil {
 		t.Errorf("after a restart: %v", err)
-	}
-}
-
-func TestNoCertificateYet(t *testing.T) {
-	core := newFakeCore(t)
-	core.refuse = true
-	r := runProxy(t, core, configs.Proxy{Join: core.token.String()})
-	core.join(r.info.GRPCAddress)
-	core.connect(r.info.GRPCAddress)
-	for {
-		if err := r.until(false); strings.Contains(err.Error(), "no certificate") {
-			break
-		}
-	}
-	if _, err := tls.Dial("tcp", r.info.PublicAddress, r.tls(nil)); err == nil {
-		t.Error("a handshake succeeded without a certificate")
-	}
-	core.mu.Lock()
-	core.refuse = false
-	core.mu.Unlock()
-	r.until(true)
-}
-
-func TestHealth(t *testing.T) {
-	core := newFakeCore(t)
-	r := joined(t, core)
-	cc := r.dial(nil)
-	for service, want := range map[string]healthpb.HealthCheckResponse_ServingStatus{"": serving, echoName: serving, "grpc.health.v1.Health": serving} {
-		if s, err := healthOf(t.Context(), cc, service); err != nil || s != want {
-			t.Errorf("%q: %v, %v", service, s, err)
-		}
-	}
-	if _, err := healthOf(t.Context(), cc, "nobody.Has"); status.Code(err) != codes.NotFound {
-		t.Errorf("unknown service: %v", err)
-	}
-	watch, err := healthpb.NewHealthClient(cc).Watch(t.Context(), &healthpb.HealthCheckRequest{Service: echoName})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i, want := range []healthpb.HealthCheckResponse_ServingStatus{serving, notServing, serviceUnknown} {
-		if out, err := watch.Recv(); err != nil || out.Status != want {
-			t.Fatalf("watch %d: %v, %v, want %v", i, out, err, want)
-		}
-		switch i {
-		case 0:
-			core.change(func(p *control.ProxyPart) { p.Services[0].Available = false })
-		case 1:
-			core.change(func(p *control.ProxyPart) { p.Services = nil })
-		}
-	}
-	core.change(func(p *control.ProxyPart) {
-		p.Services = []*control.Service{{Name: echoName}, {Name: "secret.Service"}}
-	})
-	list, err := healthpb.NewHealthClient(cc).List(t.Context(), &healthpb.HealthListRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if list.Statuses[""].GetStatus() != serving || list.Statuses[echoName].GetStatus() != notServing || list.Statuses["secret.Service"] != nil {
-		t.Errorf("list %v", list.Statuses)
-	}
-}
-
-func TestReflectionIsFilteredByCaller(t *testing.T) {
-	core := newFakeCore(t)
-	key := core.apiKey("ci", time.Time{})
-	r := joined(t, core)
-	methods := func(ctx context.Context) (names string) {
-		t.Helper()
-		stream, err := reflectionpb.NewServerReflectionClient(r.dial(nil)).ServerReflectionInfo(ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := stream.Send(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_FileContainingSymbol{FileContainingSymbol: echoName}}); err != nil {
-			t.Fatal(err)
-		}
-		out, err := stream.Recv()
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, f := range filesIn(t, out) {
-			for _, s := range f.GetService() {
-				for _, m := range s.GetMethod() {
-					names += m.GetName() + " "
-				}
-			}
-		}
-		if err := stream.CloseSend(); err != nil {
-			t.Fatal(err)
-		}
-		return names
-	}
-	if got := methods(t.Context()); got != "Chat " {
-		t.Errorf("nobody sees %q, want what is public", got)
-	}
-	if got := methods(withKey(t.Context(), key)); got != "Say Chat " {
-		t.Errorf("the key's owner sees %q", got)
-	}
-	core.change(func(p *control.ProxyPart) { p.Policy = []byte("[methods]\n\"/" + echoName + "/Say\" = [\"public\"]\n") })
-	stream, err := reflectionpb.NewServerReflectionClient(r.dial(nil)).ServerReflectionInfo(t.Context())
-	if err == nil {
-		_, err = stream.Recv()
-	}
-	if c := status.Code(err); c != codes.Unauthenticated && c != codes.PermissionDenied {
-		t.Errorf("reflection without a row: %v", err)
-	}
-}
-
-func TestStrangersAreAnswered(t *testing.T) {
-	core := newFakeCore(t)
-	r := joined(t, core)
-	exchange := func(nc net.Conn, text string) string {
-		t.Helper()
-		defer nc.Close()
-		_ = nc.SetDeadline(time.Now().Add(5 * time.Second))
-		_, _ = io.WriteString(nc, text)
-		var out bytes.Buffer
-		_, _ = io.Copy(&out, nc)
-		return out.String()
-	}
-	plain := func() net.Conn {
-		nc, err := net.Dial("tcp", r.info.PublicAddress)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return nc
-	}
-	over := func(version uint16, protocols ...string) (net.Conn, error) {
-		c := r.tls(nil)
-		c.NextProtos, c.MaxVersion = protocols, version
-		return tls.Dial("tcp", r.info.PublicAddress, c)
-	}
-	if got := exchange(plain(), "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); !strings.HasPrefix(got, "HTTP/1.1 400") || !strings.Contains(got, "TLS") {
-		t.Errorf("plain HTTP: %q", got)
-	}
-	if got := exchange(plain(), "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"); !strings.Contains(got, "TLS") {
-		t.Errorf("plain HTTP/2: %q", got)
-	}
-	for _, protocols := range [][]string{nil, {"http/1.1"}} {
-		nc, err := over(tls.VersionTLS13, protocols...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := exchange(nc, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); !strings.HasPrefix(got, "HTTP/1.1 505") || !strings.Contains(got, "gRPC") {
-			t.Errorf("HTTP/1.1 over TLS, offering %q: %q", protocols, got)
-		}
-	}
-	nc, err := over(tls.VersionTLS13)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := exchange(nc, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"); !strings.Contains(got, "ALPN") {
-		t.Errorf("HTTP/2 without ALPN: %q", got)
-	}
-	if _, err := over(tls.VersionTLS13, "sallyport-relay/1"); err == nil {
-		t.Error("a component's protocol is spoken at the public port")
-	}
-	if _, err := over(tls.VersionTLS11, "h2"); err == nil {
-		t.Error("TLS 1.1 is spoken at the public port")
-	}
-	nc, err = over(tls.VersionTLS12, "h2")
-	if err != nil {
-		t.Fatal(err)
-	}
-	nc.Close()
-}
-
-func TestDenialsAreReported(t *testing.T) {
-	if testing.Short() {
-		t.Skip("waits for a report, which comes every 5 s")
-	}
-	core := newFakeCore(t)
-	other := core.apiKey("other", time.Time{})
-	r := joined(t, core)
-	cc := r.dial(nil)
-	for range 3 {
-		_ = say(t.Context(), cc)
-		_ = say(withKey(t.Context(), other), cc)
-	}
-	want := []string{"127.0.0.1/32 UNAUTHENTICATED 3", "apikey:other PERMISSION_DENIED 3"}
-	var got []string
-	for end := time.Now().Add(15 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-		core.mu.Lock()
-		got = nil
-		for _, d := range core.denials {
-			got = append(got, fmt.Sprintf("%s %s %d", d.GetCaller(), d.GetCode(), d.GetCount()))
-		}
-		core.mu.Unlock()
-		slices.Sort(got)
-		if slices.Equal(got, want) {
-			return
-		}
-	}
-	t.Errorf("reported %q, want %q", got, want)
-}
-
-func TestDrain(t *testing.T) {
-	core := newFakeCore(t)
-	r := joined(t, core)
-	cc := r.dial(nil)
-	chat, err := demo.NewEchoClient(cc).Chat(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	exchange := func() {
-		t.Helper()
-		if err := chat.Send(&demo.SayRequest{Text: "still there"}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := chat.Recv(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	exchange()
-	stopped := make(chan error, 1)
-	go func() { stopped <- r.stop() }()
-	r.until(false)
-	exchange()
-	if _, err := net.DialTimeout("tcp", r.info.PublicAddress, time.Second); err == nil {
-		// The port may still be closing; a call must not get through in any case.
-		if err := say(t.Context(), r.dial(nil)); err == nil {
-			t.Error("a new call was taken while draining")
-		}
-	}
-	exchange()
-	if err := chat.CloseSend(); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-stopped; err != nil {
-		t.Error(err)
-	}
-}
-
-func TestDrainTimeEnds(t *testing.T) {
-	core := newFakeCore(t)
-	r := runProxy(t, core, configs.Proxy{Join: core.token.String(), DrainTimeout: 100 * time.Millisecond})
-	core.join(r.info.GRPCAddress)
-	core.connect(r.info.GRPCAddress)
-	r.until(true)
-	chat, err := demo.NewEchoClient(r.dial(nil)).Chat(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := chat.Send(&demo.SayRequest{}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := chat.Recv(); err != nil {
-		t.Fatal(err)
-	}
-	if err := r.stop(); err != nil {
-		t.Error(err)
-	}
-	if _, err := chat.Recv(); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "shutting down") {
-		t.Errorf("%v, want Unavailable that says why", err)
 	}
 }

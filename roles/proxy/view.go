@@ -3,6 +3,7 @@ package proxy
 import (
 	"errors"
 	"fmt"
+	"sync"
 
 	"sallyport/acme/pki"
 	"sallyport/roles/control"
@@ -18,6 +19,15 @@ type view struct {
 	callers  *pki.Verifier   // of client certificates
 	services map[string]bool // served behind core: is it available
 	catalog  *catalog        // what reflection knows
+	public   func() *excerpt // what strangers may see of it, worked out once
+}
+
+// excerpt is what reflection shows to caller.
+func (v *view) excerpt(caller policy.Caller) *excerpt {
+	if caller.Kind == policy.Anonymous {
+		return v.public()
+	}
+	return v.catalog.excerpt(func(path string) bool { return v.policy.Decide(path, caller).Allowed })
 }
 
 // prepare reads the proxy's part of a snapshot. What it returns puts it in use.
@@ -38,6 +48,9 @@ func (p *proxy) prepare(s *control.Snapshot) (func(), error) {
 		v.services[service.GetName()] = v.services[service.GetName()] || service.GetAvailable()
 	}
 	v.catalog = newCatalog(part.GetDescriptors())
+	v.public = sync.OnceValue(func() *excerpt {
+		return v.catalog.excerpt(func(path string) bool { return v.policy.Decide(path, policy.Caller{}).Allowed })
+	})
 	return func() {
 		// The bundle and the revocations are in force by now.
 		components := p.self.Verifier()

@@ -42,6 +42,7 @@ type ForwardOptions struct {
 	// Retry is called when the peer refused the call without having looked at
 	// it while every byte of the request is still held: Forward again, or
 	// Reject. Nil: the caller gets UNAVAILABLE.
+	// The reason is ErrRefused, and says more.
 	Retry func(reason error)
 	// ResponseHeader and ResponseTrailer may rewrite what goes back to the
 	// caller, after sallyport-* has been dropped. A response that consists of
@@ -138,10 +139,6 @@ func (c *Call) forward(to *Conn, header []Field, o ForwardOptions, b *batch) err
 	if c.serving != nil {
 		b = c.serving
 	}
-	s := &c.first
-	if c.tries > 0 {
-		s = new(stream)
-	}
 	path, authority := c.path, c.authority
 	if o.Path != "" {
 		path = o.Path
@@ -154,7 +151,12 @@ func (c *Call) forward(to *Conn, header []Field, o ForwardOptions, b *batch) err
 		to.mu.Unlock()
 		return ErrNotAccepting
 	}
-	*s = stream{c: to, call: c, src: &c.in, length: -1, onHeader: o.ResponseHeader, onTrailer: o.ResponseTrailer}
+	s := &c.first
+	if s.call != nil {
+		s = new(stream)
+	}
+	s.c, s.call, s.src, s.length = to, c, &c.in, -1
+	s.onHeader, s.onTrailer = o.ResponseHeader, o.ResponseTrailer
 	bare := c.bodyEnd && c.body == nil && c.trailers == nil
 	if !to.open1(s, path, authority, header, bare, b) {
 		to.mu.Unlock()
@@ -277,12 +279,13 @@ func (c *Call) reject(o Outcome, extra []Field, b *batch) {
 		c.mu.Unlock()
 		return
 	}
-	if c.serving != nil {
-		b = c.serving
-	}
 	c.done = true
 	out := c.out
-	c.answer(o, extra, false, b)
+	if c.serving != nil {
+		c.answer(o, extra, false, c.serving) // only under c.mu: the reader goes on with it after
+	} else {
+		c.answer(o, extra, false, b)
+	}
 	c.mu.Unlock()
 	if out != nil {
 		out.c.reset(out, codeCancel, b)

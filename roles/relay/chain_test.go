@@ -8,10 +8,12 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"math/big"
 	"net"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -23,11 +25,16 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if spec := os.Getenv(middleEnv); spec != "" {
+		middle(spec)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // testTLS is one certificate that is its own CA.
 var testTLS = sync.OnceValue(func() *tls.Config {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := testKey()
 	if err != nil {
 		panic(err)
 	}
@@ -40,6 +47,11 @@ var testTLS = sync.OnceValue(func() *tls.Config {
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {
 		panic(err)
+	}
+	if given := os.Getenv(benchCertEnv); given != "" {
+		if der, err = base64.StdEncoding.DecodeString(given); err != nil {
+			panic(err)
+		}
 	}
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
@@ -54,6 +66,19 @@ var testTLS = sync.OnceValue(func() *tls.Config {
 		SessionTicketsDisabled: true, DynamicRecordSizingDisabled: true,
 	}
 })
+
+// testKey is a new key, or in a child process of a benchmark its parent's.
+func testKey() (*ecdsa.PrivateKey, error) {
+	given := os.Getenv(benchKeyEnv)
+	if given == "" {
+		return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	}
+	der, err := base64.StdEncoding.DecodeString(given)
+	if err != nil {
+		return nil, err
+	}
+	return x509.ParseECPrivateKey(der)
+}
 
 // hopConfig is how one hop of a chain is built.
 type hopConfig struct {

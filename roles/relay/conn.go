@@ -44,10 +44,22 @@ var (
 	// ErrNotAccepting is what Forward returns when the connection takes no new
 	// streams: it drains, is closed, or was told to by its peer. Pick another.
 	ErrNotAccepting = errors.New("the connection takes no new calls")
+	// ErrRefused is why a call is offered to ForwardOptions.Retry: the peer has
+	// certainly not looked at it.
+	ErrRefused = errors.New("the call was refused")
 	// ErrDrained is why Run returned after Drain, or after the peer's GOAWAY,
 	// when the last stream had ended.
 	ErrDrained = errors.New("the connection was drained")
 )
+
+// tlsConn is what the engine asks of a TLS connection beyond net.Conn; a type
+// that embeds a *tls.Conn is one too.
+type tlsConn interface {
+	net.Conn
+	ConnectionState() tls.ConnectionState
+	HandshakeContext(context.Context) error
+	CloseWrite() error
+}
 
 // Conn is one HTTP/2 connection, either end of it.
 //
@@ -55,21 +67,22 @@ var (
 // while a connection's is taken, never the other way round, and no goroutine
 // holds two of one kind.
 type Conn struct {
-	nc      net.Conn
-	bottom  net.Conn // the transport under nc
-	sock    *socket  // the transport if it is one of ours
-	tls     *tls.Conn
-	client  bool
-	edge    bool
-	scheme  string
-	hop     string
-	remote  string
-	lim     Limits
-	m       *Metrics
-	budget  *Budget
-	log     *slog.Logger
-	handler Handler
-	peer    any
+	nc        net.Conn
+	bottom    net.Conn // the transport under nc
+	sock      *socket  // the transport if it is one of ours
+	tls       tlsConn  // nc, if it speaks TLS
+	client    bool
+	edge      bool
+	scheme    string
+	hop       string
+	remote    string
+	lim       Limits
+	m         *Metrics
+	budget    *Budget
+	log       *slog.Logger
+	handler   Handler
+	peer      any
+	lingerFor time.Duration // how long the peer may take to read our last words
 
 	// reader only
 	rb         *[]byte
@@ -106,7 +119,6 @@ type Conn struct {
 	peerInitial   int64
 	peerMaxFrame  uint32
 	peerMaxStream uint32
-	peerMaxList   uint32
 	maxStreamsSet bool
 	goAwayWhy     errCode
 	running       bool
@@ -157,13 +169,13 @@ func newConn(nc net.Conn, o *Options) *Conn {
 	c := &Conn{
 		nc: nc, bottom: transport(nc), sock: socketUnder(nc),
 		hop: o.Hop, remote: o.Remote, m: o.Metrics, budget: o.Budget, log: o.Log,
+		lingerFor:  250 * time.Millisecond,
 		streams:    make(map[uint32]*stream),
 		sendWindow: defaultWindow, peerInitial: defaultWindow, peerMaxFrame: minFrameSize, peerMaxStream: 100,
 		ready1: make(chan struct{}), done: make(chan struct{}), flushed: make(chan struct{}),
 	}
-	c.tls, _ = nc.(*tls.Conn)
 	c.scheme = "http"
-	if secured(nc) {
+	if c.tls, _ = nc.(tlsConn); c.tls != nil || secured(nc) {
 		c.scheme = "https"
 	}
 	if c.m == nil {
@@ -209,7 +221,10 @@ func (c *Conn) Run(ctx context.Context) error {
 	}
 	c.mu.Unlock()
 	if t := c.tls; t != nil && !t.ConnectionState().HandshakeComplete {
-		if err := t.HandshakeContext(ctx); err != nil {
+		hctx, cancel := context.WithTimeout(ctx, c.lim.FirstFrame)
+		err := t.HandshakeContext(hctx)
+		cancel()
+		if err != nil {
 			return c.end(fmt.Errorf("TLS handshake: %w", err))
 		}
 	}
@@ -329,7 +344,7 @@ func (c *Conn) linger() {
 		return
 	}
 	c.closeNotify()
-	_ = c.bottom.SetReadDeadline(time.Now().Add(250 * time.Millisecond))
+	_ = c.bottom.SetReadDeadline(time.Now().Add(c.lingerFor))
 	buf := make([]byte, 4<<10)
 	for range 256 {
 		if _, err := c.nc.Read(buf); err != nil {

@@ -3,7 +3,6 @@ package relay
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"time"
 )
@@ -44,8 +43,6 @@ func (c *Conn) onSettings(f frame, p []byte, b *batch) error {
 				return connErr(codeProtocol, "MAX_FRAME_SIZE is %d", value)
 			}
 			c.peerMaxFrame = min(value, 64<<10)
-		case settingMaxHeaderList:
-			c.peerMaxList = value
 		}
 	}
 	w := c.wb(b)
@@ -167,6 +164,7 @@ func (c *Conn) Drain() {
 	}
 	c.draining = true
 	if c.client || !c.running {
+		c.finalSent = !c.client
 		c.maybeDrained()
 	} else {
 		w := c.wb(&b)
@@ -184,7 +182,7 @@ func (c *Conn) Drain() {
 		c.remove(s, closedUnknown, &b)
 		c.mu.Unlock()
 		if !gone {
-			s.call.refused(s, ErrNotAccepting, &b)
+			s.call.refused(s, fmt.Errorf("%w: it drains", ErrRefused), &b)
 		}
 	}
 	b.run()
@@ -250,13 +248,13 @@ func (c *Conn) onGoAway(last uint32, code errCode, debug string, b *batch) error
 	}
 	c.maybeDrained()
 	c.mu.Unlock()
-	reason := errors.New("the peer is going away")
+	reason := fmt.Errorf("%w: the peer is going away", ErrRefused)
 	if code != codeNo {
 		if len(debug) > maxGoAwayDebugKept {
 			debug = debug[:maxGoAwayDebugKept]
 		}
 		c.log.Warn("peer ended the connection", "remote", c.remote, "code", code.String(), "debug", debug)
-		reason = fmt.Errorf("the peer ended the connection with %s", code)
+		reason = fmt.Errorf("%w: the peer ended the connection with %s", ErrRefused, code)
 	}
 	for _, s := range refused {
 		s.call.refused(s, reason, b)

@@ -133,6 +133,10 @@ const quantum = minFrameSize
 // pump moves queued bytes into the write buffer, in turn, up to the soft limit.
 // c.mu is held.
 func (c *Conn) pump(b *batch) {
+	if c.ready.head == nil {
+		return
+	}
+	now := time.Now().UnixNano()
 	for c.ready.head != nil && c.sendWindow > 0 && c.buffered() < softLimit {
 		s := c.ready.pop()
 		if s == nil {
@@ -146,8 +150,7 @@ func (c *Conn) pump(b *batch) {
 		if last {
 			s.queue = nil
 		}
-		s.moved = c.lastRead.Load()
-		c.progress = s.moved
+		s.moved, c.progress = now, now
 		c.release(int64(n))
 		c.writeData(s, q.rest()[:n], last && s.end && s.trailers == nil, b)
 		if last {

@@ -137,6 +137,7 @@ func FuzzServer(f *testing.F) {
 				c.Reject(14, "")
 			}
 		}))
+		in.lingerFor, out.lingerFor = time.Millisecond, time.Millisecond
 		go func() { _ = out.Run(ctx) }()
 		go func() { _ = in.Run(ctx) }()
 		go func() { _, _ = io.Copy(io.Discard, upTheirs) }()

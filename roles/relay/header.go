@@ -16,6 +16,7 @@ type headerEncoder struct {
 	hp    *hpack.Encoder
 	limit uint32 // what the peer's SETTINGS allow, applied before the next block
 	dirty bool
+	first bool // the library has something to say before the first field
 }
 
 // Write collects what the library encodes.
@@ -38,19 +39,20 @@ func (e *headerEncoder) begin() {
 	if e.dirty {
 		e.hp.SetMaxDynamicTableSizeLimit(e.limit)
 		e.hp.SetMaxDynamicTableSize(min(e.limit, 4096))
-		e.dirty = false
+		e.dirty, e.first = false, true
 	}
 }
 
 // field adds a field. Fields that are new in every call would only push others
 // out of the table, so they are written as literals beside it.
 func (e *headerEncoder) field(name, value string, sensitive bool) {
-	if !sensitive && passing(name) {
+	if !sensitive && !e.first && passing(name) {
 		e.out = append(e.out, 0)
 		e.out = appendHpackString(e.out, name)
 		e.out = appendHpackString(e.out, value)
 		return
 	}
+	e.first = false
 	// The library returns only what its writer returned, which is nil.
 	_ = e.hp.WriteField(hpack.HeaderField{Name: name, Value: value, Sensitive: sensitive})
 }

@@ -11,7 +11,7 @@ type Limits struct {
 	Streams        uint32 // streams a peer may have open at once: 250 edge, 10000 link
 	StreamWindow   uint32 // bytes a peer may send on a stream before they have left for the next hop: 256 KiB
 	ConnWindow     uint32 // bytes a peer may send on a connection before they are read: 4 MiB edge, 16 MiB link and upstream
-	HeaderList     uint32 // bytes of a header list, counted as RFC 9113 section 6.5.2 does: 64 KiB
+	HeaderList     uint32 // bytes of a header list, counted as RFC 9113 section 6.5.2 does: 64 KiB, link 80 KiB: what we add has to fit
 	HeaderTable    uint32 // bytes of the table a peer may use to compress headers: 4096
 	Continuations  int    // CONTINUATION frames of a header block: 16 (calm)
 	Resets         int    // streams a peer may open and reset in a second: 200 edge, 20000 link (calm)
@@ -56,7 +56,7 @@ func EdgeLimits() Limits {
 // LinkLimits are the defaults between our own components.
 func LinkLimits() Limits {
 	l := EdgeLimits()
-	l.Streams, l.ConnWindow, l.ConnBuffer, l.Backlog = 10000, 16<<20, 128<<20, 64<<20
+	l.Streams, l.HeaderList, l.ConnWindow, l.ConnBuffer, l.Backlog = 10000, 80<<10, 16<<20, 128<<20, 64<<20
 	l.Resets, l.Pings, l.WindowUpdates, l.MalformedCalls = 20000, 1000, 100000, 1000
 	l.PingInterval, l.PingTimeout, l.PingIdle, l.Idle = 5*time.Second, 5*time.Second, true, 0
 	return l

@@ -23,6 +23,10 @@ type headerBlock struct {
 func (c *Conn) readLoop() error {
 	b := &c.rbatch
 	begun := c.client
+	// What came together with the handshake may be waiting above the socket.
+	if err := c.read(); err != nil {
+		return err
+	}
 	for {
 		if !begun && c.rw > c.rr {
 			ok, err := c.readPreface()

@@ -10,7 +10,6 @@ import "google.golang.org/grpc/codes"
 // UNAVAILABLE and reason, as by Reject. reason is also the outcome's message.
 func (c *Call) Refuse(reason string) {
 	var own batch
-	b := &own
 	c.mu.Lock()
 	if c.done {
 		c.mu.Unlock()
@@ -21,13 +20,10 @@ func (c *Call) Refuse(reason string) {
 		c.Reject(codes.Unavailable, reason)
 		return
 	}
-	if c.serving != nil {
-		b = c.serving
-	}
 	c.done = true
 	c.freeBody()
 	c.mu.Unlock()
-	c.in.c.reset(&c.in, codeRefused, b)
+	c.in.c.reset(&c.in, codeRefused, &own)
 	c.finish(Outcome{Code: codes.Unavailable, Message: reason, OriginHop: true, Reason: "refused"})
 	own.run()
 }

@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"errors"
 	"fmt"
 
 	"google.golang.org/grpc/codes"
@@ -144,7 +143,7 @@ func (c *Conn) closeOut(s *stream, b *batch) {
 func (c *Call) responseReset(s *stream, code errCode, b *batch) {
 	switch code {
 	case codeRefused:
-		c.refused(s, errors.New("the stream was refused"), b)
+		c.refused(s, ErrRefused, b)
 	case codeCancel:
 		c.mu.Lock()
 		if c.done || c.out != s {

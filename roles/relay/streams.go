@@ -76,7 +76,7 @@ func (c *Conn) start(s *stream, path, authority string, header []Field, end bool
 	c.enc.field("te", "trailers", false)
 	for i := range header {
 		f := &header[i]
-		if f.Name == "" || f.Name[0] == ':' || f.Name == "te" || hopByHop(f.Name) {
+		if f.Name == "" || f.Name[0] == ':' || f.Name == "te" || f.Name == "host" || hopByHop(f.Name) {
 			continue
 		}
 		c.enc.field(f.Name, f.Value, f.Sensitive || secret(f.Name))
@@ -228,7 +228,7 @@ func (c *Conn) newCall(id uint32, fields []Field, end, tooLarge bool, b *batch) 
 	}
 	call := &Call{timeout: -1, started: time.Unix(0, c.lastRead.Load()), bodyEnd: end}
 	in := &call.in
-	*in = stream{c: c, call: call, id: id, recvEnd: end, length: -1, recvWindow: int64(c.lim.StreamWindow)}
+	in.c, in.call, in.id, in.recvEnd, in.length, in.recvWindow = c, call, id, end, -1, int64(c.lim.StreamWindow)
 	if !tooLarge {
 		var err error
 		if in.length, err = checkPseudo(fields); err == nil && end && in.length > 0 {
@@ -423,7 +423,7 @@ func (c *Conn) settleCalls(why error, b *batch) {
 		c.remove(s, closedUnknown, b)
 		c.mu.Unlock()
 		if !gone {
-			s.call.refused(s, why, b)
+			s.call.refused(s, fmt.Errorf("%w: %w", ErrRefused, why), b)
 		}
 	}
 }

@@ -199,7 +199,7 @@ func (c *Conn) onTimer() {
 		s.call.stalled(s, &b)
 	}
 	for _, s := range late {
-		s.call.refused(s, fmt.Errorf("no place among its %d streams within %v", c.peerMaxStream, c.lim.QueueWait), &b)
+		s.call.refused(s, fmt.Errorf("%w: no place among its %d streams within %v", ErrRefused, c.peerMaxStream, c.lim.QueueWait), &b)
 	}
 	b.run()
 }

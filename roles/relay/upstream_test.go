@@ -205,7 +205,7 @@ func TestNoRetry(t *testing.T) {
 		ups[0].expect("DATA 1 ")
 	}
 	ups[0].must(ups[0].fr.WriteRSTStream(1, http2.ErrCodeRefusedStream))
-	r.expect("HEADERS 1 END :status=200 content-type=application/grpc grpc-status=14 grpc-message=edge: upstream raw: the stream was refused")
+	r.expect("HEADERS 1 END :status=200 content-type=application/grpc grpc-status=14 grpc-message=edge: upstream raw: the call was refused")
 }
 
 // TestRetryCredit checks that a call that is sent twice gives its caller credit

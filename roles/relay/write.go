@@ -1,9 +1,6 @@
 package relay
 
-import (
-	"crypto/tls"
-	"time"
-)
+import "time"
 
 // Writing. Whoever has something for a connection appends it to the write buffer
 // under the connection's mutex; whoever first made the buffer dirty flushes it
@@ -128,7 +125,14 @@ func (c *Conn) idleWriter() {
 		c.wbuf = nil
 	}
 	c.writing = false
-	if c.finish && !c.finished {
+	if c.finish {
+		c.nothingLeft()
+	}
+}
+
+// nothingLeft tells whoever waits for the last words. c.mu is held.
+func (c *Conn) nothingLeft() {
+	if !c.finished {
 		c.finished = true
 		close(c.flushed)
 	}
@@ -213,14 +217,15 @@ func (c *Conn) abort(err error) {
 	if !c.aborted {
 		c.aborted = true
 		_ = c.bottom.Close()
+		c.nothingLeft()
 	}
 }
 
 // closeNotify tells the peer's TLS that nothing follows.
 func (c *Conn) closeNotify() {
-	if t, ok := c.nc.(*tls.Conn); ok {
-		_ = t.SetWriteDeadline(time.Now().Add(time.Second))
-		_ = t.CloseWrite()
+	if c.tls != nil {
+		_ = c.tls.SetWriteDeadline(time.Now().Add(time.Second))
+		_ = c.tls.CloseWrite()
 	}
 	if w, ok := c.bottom.(interface{ CloseWrite() error }); ok {
 		_ = w.CloseWrite()
