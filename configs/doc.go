@@ -20,6 +20,12 @@
 // one is a warning; and every message says which setting, where it was
 // written, and what to write instead. All mistakes are reported at once.
 //
+// For people who come from Defguard, the variables that its guide has for the
+// certificates of gRPC ports (DEFGUARD_GRPC_CERT and others) are read after our
+// own, each for the role that the guide gives it to.
+//
 // Secrets can be given as text, as the name of a file (--join-file,
-// SALLYPORT_JOIN_FILE), or as "-", which asks. Print never shows one.
+// SALLYPORT_JOIN_FILE), or as "-", which asks; passphrases are read from files
+// alone, that of the CA also from systemd's credentials. Print never shows one,
+// and a Secret in Settings does not show itself.
 package configs

@@ -29,6 +29,7 @@ type originKind uint8
 
 const (
 	fromDefault originKind = iota
+	fromCredential
 	fromFile
 	fromEnviron
 	fromFlag
@@ -41,6 +42,8 @@ func (o origin) String() string {
 		return "flag " + o.name
 	case fromEnviron:
 		return "environment " + o.name
+	case fromCredential:
+		return "systemd credential " + o.name
 	case fromFile:
 		return fmt.Sprintf("%s:%d", o.file, o.pos.Line)
 	}

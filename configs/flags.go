@@ -5,7 +5,8 @@ package configs
 // values of flags that were not given in the environment and the file.
 //
 // The tag roles lists who has the setting ("process" for the process as a
-// whole), fallback its default, kind its form.
+// whole), fallback its default, kind its form, and defguard the variable that
+// Defguard's guide gives to a role for the same thing.
 type Flags struct {
 	Role   *string `name:"role" group:"run" help:"What this process is: core, proxy, gateway, all, or several separated by commas." placeholder:"ROLE" roles:"process" kind:"roles"`
 	Config *string `name:"config" group:"run" help:"Settings file (TOML). Its keys are these flags in snake_case." placeholder:"FILE" roles:"process" kind:"config"`
@@ -14,26 +15,51 @@ type Flags struct {
 	DrainTimeout *string `name:"drain-timeout" group:"run" help:"How long calls may finish at shutdown (default 30s)." placeholder:"DURATION" roles:"core,proxy,gateway" kind:"duration" fallback:"30s"`
 	AccessLog    *string `name:"access-log" group:"run" help:"One log line per call: off, failures or all (default failures)." placeholder:"WHICH" roles:"core,proxy,gateway" kind:"off|failures|all" fallback:"failures"`
 
+	MaxLinkAge *string `name:"max-link-age" group:"run" help:"How long a connection between components that was replaced may go on for the calls it carries (default 168h)." placeholder:"DURATION" roles:"core,proxy,gateway" kind:"duration" fallback:"168h"`
+
 	HealthAddress *string `name:"health-address" group:"run" help:"Plain HTTP for health checks and metrics (default 127.0.0.1:8080)." placeholder:"HOST:PORT" roles:"process" kind:"listen" fallback:"127.0.0.1:8080"`
 	LogLevel      *string `name:"log-level" group:"run" help:"debug, info, warn or error (default info)." placeholder:"LEVEL" roles:"process" kind:"debug|info|warn|error" fallback:"info"`
 	LogFormat     *string `name:"log-format" group:"run" help:"auto, text or json; auto is text on a terminal (default auto)." placeholder:"FORMAT" roles:"process" kind:"auto|text|json" fallback:"auto"`
 
 	GRPCAddress *string `name:"grpc-address" group:"core and proxy" help:"Where gateways connect to core (default :50055), or core to a proxy (default :50051)." placeholder:"HOST:PORT" roles:"core,proxy" kind:"listen"`
 
+	GRPCTLS  *string `name:"grpc-tls" group:"core and proxy" help:"Certificate that the gRPC port shows: internal (from the embedded CA) or files (default internal; files with --grpc-cert)." placeholder:"MODE" roles:"core,proxy" kind:"internal|files"`
+	GRPCCert *string `name:"grpc-cert" group:"core and proxy" help:"Certificate chain of the gRPC port, PEM, leaf first. Components prove their own identities all the same." placeholder:"FILE" roles:"core,proxy" kind:"file" defguard:"core=DEFGUARD_GRPC_CERT,proxy=DEFGUARD_PROXY_GRPC_CERT"`
+	GRPCKey  *string `name:"grpc-key" group:"core and proxy" help:"Key of --grpc-cert, PEM." placeholder:"FILE" roles:"core,proxy" kind:"file" defguard:"core=DEFGUARD_GRPC_KEY,proxy=DEFGUARD_PROXY_GRPC_KEY"`
+
 	Advertise    *string `name:"advertise" group:"core" help:"Core's address as gateways reach it; port 50055 if none is given." placeholder:"HOST:PORT" roles:"core" kind:"dial"`
 	TrustDomain  *string `name:"trust-domain" group:"core" help:"Name of this installation in every identity; fixed once the CA exists (default sallyport.internal)." placeholder:"NAME" roles:"core" kind:"trust-domain" fallback:"sallyport.internal"`
 	Policy       *string `name:"policy" group:"core" help:"Policy file, applied at start and when it changes." placeholder:"FILE" roles:"core" kind:"file"`
 	CertLifetime *string `name:"cert-lifetime" group:"core" help:"Lifetime of components' certificates (default 24h)." placeholder:"DURATION" roles:"core" kind:"lifetime" fallback:"24h"`
+	ProxyGRPCCA  *string `name:"proxy-grpc-ca" group:"core" help:"Who vouches for the --grpc-cert of proxies: a file of CA certificates, PEM, or system for this host's." placeholder:"FILE|system" roles:"core" kind:"ca" defguard:"core=DEFGUARD_PROXY_GRPC_CA"`
 
-	PublicAddress *string `name:"public-address" group:"proxy" help:"Where clients connect (default 127.0.0.1:8443; :443 with --tls-cert; :$PORT where PORT is set)." placeholder:"HOST:PORT" roles:"proxy" kind:"listen"`
-	TLS           *string `name:"tls" group:"proxy" help:"Certificate of the public port: internal (from the embedded CA) or files (default internal; files with --tls-cert)." placeholder:"MODE" roles:"proxy" kind:"internal|files"`
-	TLSCert       *string `name:"tls-cert" group:"proxy" help:"Certificate chain of the public port, PEM, leaf first." placeholder:"FILE" roles:"proxy" kind:"file"`
-	TLSKey        *string `name:"tls-key" group:"proxy" help:"Key of --tls-cert, PEM." placeholder:"FILE" roles:"proxy" kind:"file"`
+	CAPassphraseFile *string `name:"ca-passphrase-file" group:"core" help:"File with the passphrase that seals the CA's keys; else the systemd credential sallyport-ca-passphrase; else --ca-key-file." placeholder:"FILE" roles:"core" kind:"passphrase"`
+	CAKeyFile        *string `name:"ca-key-file" group:"core" help:"File with the key that seals the CA's keys; made with the CA (default beside the CA)." placeholder:"FILE" roles:"core" kind:"path"`
+
+	BackupDir            *string `name:"backup-dir" group:"core" help:"Write encrypted backups of the whole state here, on a schedule." placeholder:"DIR" roles:"core" kind:"dir"`
+	BackupEvery          *string `name:"backup-every" group:"core" help:"How often (default 24h)." placeholder:"DURATION" roles:"core" kind:"duration" fallback:"24h"`
+	BackupKeep           *string `name:"backup-keep" group:"core" help:"How many are kept; the oldest goes (default 14)." placeholder:"COUNT" roles:"core" kind:"count" fallback:"14"`
+	BackupPassphraseFile *string `name:"backup-passphrase-file" group:"core" help:"File with the passphrase of the backups." placeholder:"FILE" roles:"core" kind:"passphrase"`
+
+	AlertWebhook     *string `name:"alert-webhook" group:"core" help:"URL that every alert is posted to as JSON; - asks for it." placeholder:"URL|-" roles:"core" kind:"secret"`
+	AlertWebhookFile *string `name:"alert-webhook-file" group:"core" help:"File that holds the URL of --alert-webhook." placeholder:"FILE" roles:"core" kind:"secret-file"`
+
+	PublicAddress *string  `name:"public-address" group:"proxy" help:"Where clients connect (default 127.0.0.1:8443; :443 with --tls-cert; :$PORT where PORT is set)." placeholder:"HOST:PORT" roles:"proxy" kind:"listen"`
+	TLS           *string  `name:"tls" group:"proxy" help:"Certificate of the public port: internal (from the embedded CA) or files (default internal; files with --tls-cert)." placeholder:"MODE" roles:"proxy" kind:"internal|files"`
+	TLSCert       *string  `name:"tls-cert" group:"proxy" help:"Certificate chain of the public port, PEM, leaf first." placeholder:"FILE" roles:"proxy" kind:"file"`
+	TLSKey        *string  `name:"tls-key" group:"proxy" help:"Key of --tls-cert, PEM." placeholder:"FILE" roles:"proxy" kind:"file"`
+	ClientCA      []string `name:"client-ca" group:"proxy" sep:"none" help:"Accept client certificates of another CA too; policies call it NAME. FILE is PEM. Repeatable." placeholder:"NAME=FILE" roles:"proxy" kind:"client-cas"`
 
 	Join     *string `name:"join" group:"proxy and gateway" help:"Join token as 'proxy add' or 'gateway add' printed it; - asks for it." placeholder:"TOKEN|-" roles:"proxy,gateway" kind:"secret"`
 	JoinFile *string `name:"join-file" group:"proxy and gateway" help:"File that holds the join token." placeholder:"FILE" roles:"proxy,gateway" kind:"secret-file"`
 
+	RenewBefore *string `name:"renew-before" group:"proxy and gateway" help:"Renew the own certificate this long before it ends (default when 0.60 to 0.66 of its life are over)." placeholder:"DURATION" roles:"proxy,gateway" kind:"duration"`
+
 	Core     *string  `name:"core" group:"gateway" help:"Core's address, where it is not the one in the token; port 50055 if none is given." placeholder:"HOST:PORT" roles:"gateway" kind:"dial"`
 	Upstream []string `name:"upstream" group:"gateway" sep:"none" help:"A gRPC server behind this gateway: HOST:PORT on this host, tls://HOST:PORT, unix:///PATH, or h2c://HOST:PORT. Services are asked for by reflection unless listed. Repeatable." placeholder:"[NAME=]ADDRESS[=SERVICES]" roles:"gateway" kind:"upstreams"`
 	Allow    []string `name:"allow" group:"gateway" help:"Methods that may be called through this gateway, whatever core says: /pkg.Service/Method, /pkg.Service/*, /pkg.*. Repeatable." placeholder:"METHOD" roles:"gateway" kind:"methods"`
+
+	GRPCCA         *string `name:"grpc-ca" group:"gateway" help:"Who vouches for core's --grpc-cert: a file of CA certificates, PEM, or system for this host's." placeholder:"FILE|system" roles:"gateway" kind:"ca" defguard:"gateway=DEFGUARD_GRPC_CA"`
+	GRPCServerName *string `name:"grpc-server-name" group:"gateway" help:"Name in core's --grpc-cert, where it is not the one dialled." placeholder:"NAME" roles:"gateway" kind:"server-name"`
+	ExportCert     *string `name:"export-cert" group:"gateway" help:"Keep a renewed certificate, its key and the CA here, as PEM files, for a service beside this gateway." placeholder:"DIR" roles:"gateway" kind:"dir"`
 }

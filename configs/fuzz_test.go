@@ -28,6 +28,8 @@ func FuzzSettingsFile(f *testing.F) {
 		"a.b.c = 1\n[[a.d]]\n[a.d.e]\nf = [[[1]], {g = 1979-05-27}]",
 		"core = \"x\"\n[[core]]\n",
 		"role = \"\"\"\ncore\"\"\"",
+		"role = \"core\"\nbackup_dir = \"/b\"\nbackup_keep = 3\nbackup_passphrase_file = \"/etc/hostname\"\nalert_webhook = \"https://a/b\"",
+		"role = \"proxy\"\nclient_ca = [\"a=/etc/hostname\"]\nrenew_before = \"1h\"\nmax_link_age = \"2h\"",
 	} {
 		f.Add([]byte(s))
 	}

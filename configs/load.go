@@ -160,6 +160,8 @@ func (b *loader) core() {
 		Advertise:   b.dial("advertise", RoleCore),
 		PolicyFile:  b.existing("policy", RoleCore),
 	}
+	c.GRPCTLS, c.GRPCCert, c.GRPCKey = b.certificate(RoleCore, "grpc-tls", "grpc-cert", "grpc-key")
+	c.ProxyGRPCCA = b.ca("proxy-grpc-ca", RoleCore)
 	f := b.find(settingOf("trust-domain"), RoleCore)
 	if td, err := spiffeid.TrustDomainFromString(f.text()); err != nil || td.Name() != f.text() || len(f.text()) > 255 {
 		b.bad.add("trust-domain", f.from, fmt.Sprintf("%q is no trust domain", f.text()), "write lower-case letters, digits, dots, - and _, such as example.org")
@@ -168,7 +170,10 @@ func (b *loader) core() {
 	b.row(f, quote(c.TrustDomain))
 	f = b.find(settingOf("cert-lifetime"), RoleCore)
 	c.CertLifetime = b.duration(f, time.Minute, 90*24*time.Hour)
-	c.DrainTimeout, c.AccessLog = b.common(RoleCore)
+	b.sealing(c)
+	b.backups(c)
+	c.AlertWebhook = b.webhook()
+	c.DrainTimeout, c.MaxLinkAge, c.AccessLog = b.common(RoleCore)
 	b.s.Core = c
 }
 
@@ -176,39 +181,18 @@ func (b *loader) proxy() {
 	p := &Proxy{
 		DataDir:     b.dataDir(RoleProxy),
 		GRPCAddress: b.listen("grpc-address", RoleProxy, b.beyond("50051")),
-		TLSCert:     b.existing("tls-cert", RoleProxy),
-		TLSKey:      b.existing("tls-key", RoleProxy),
 		Join:        b.join(RoleProxy, "join token of this proxy"),
+		RenewBefore: b.renewBefore(RoleProxy),
 	}
-	mode, cert, key := b.find(settingOf("tls"), RoleProxy), b.find(settingOf("tls-cert"), RoleProxy), b.find(settingOf("tls-key"), RoleProxy)
-	switch {
-	case cert.given() && !key.given():
-		b.bad.add("tls-cert", cert.from, "a certificate is given without its key", "give --tls-key FILE too")
-	case key.given() && !cert.given():
-		b.bad.add("tls-key", key.from, "a key is given without its certificate", "give --tls-cert FILE too")
-	}
-	given := cert.given() && key.given()
-	p.TLS = "internal"
-	if given {
-		p.TLS = "files"
-	}
-	if mode.given() {
-		p.TLS = mode.text()
-		switch {
-		case b.unknownWord(mode):
-		case p.TLS == "files" && !cert.given() && !key.given():
-			b.bad.add("tls", mode.from, "files are to be used and none is named", "give --tls-cert FILE and --tls-key FILE")
-		case p.TLS == "internal" && (cert.given() || key.given()):
-			b.bad.add("tls", mode.from, "the embedded CA is to be used, and "+cert.from.String()+" names a certificate", "remove one of them")
-		}
-	}
-	b.row(mode, quote(p.TLS))
+	p.TLS, p.TLSCert, p.TLSKey = b.certificate(RoleProxy, "tls", "tls-cert", "tls-key")
+	p.GRPCTLS, p.GRPCCert, p.GRPCKey = b.certificate(RoleProxy, "grpc-tls", "grpc-cert", "grpc-key")
+	p.ClientCAs = b.clientCAs()
 	public := "127.0.0.1:8443"
-	if given && !b.s.Process.All {
+	if p.TLSCert != "" && !b.s.Process.All {
 		public = ":443"
 	}
 	p.PublicAddress = b.listen("public-address", RoleProxy, public)
-	p.DrainTimeout, p.AccessLog = b.common(RoleProxy)
+	p.DrainTimeout, p.MaxLinkAge, p.AccessLog = b.common(RoleProxy)
 	b.s.Proxy = p
 }
 
@@ -217,7 +201,12 @@ func (b *loader) gateway() {
 		DataDir: b.dataDir(RoleGateway),
 		Core:    b.dial("core", RoleGateway),
 		Join:    b.join(RoleGateway, "join token of this gateway"),
+
+		RenewBefore:    b.renewBefore(RoleGateway),
+		GRPCCA:         b.ca("grpc-ca", RoleGateway),
+		GRPCServerName: b.serverName("grpc-server-name", RoleGateway),
 	}
+	g.ExportCert = b.exportDir(g.DataDir)
 	g.Upstreams = b.upstreams()
 	g.Demo = len(g.Upstreams) == 0
 	f := b.find(settingOf("allow"), RoleGateway)
@@ -232,15 +221,16 @@ func (b *loader) gateway() {
 	}
 	g.Allow = f.texts
 	b.row(f, quoteList(f.texts))
-	g.DrainTimeout, g.AccessLog = b.common(RoleGateway)
+	g.DrainTimeout, g.MaxLinkAge, g.AccessLog = b.common(RoleGateway)
 	b.s.Gateway = g
 }
 
 // common reads what every role has.
-func (b *loader) common(r Role) (drain time.Duration, access string) {
+func (b *loader) common(r Role) (drain, age time.Duration, access string) {
 	drain = b.duration(b.find(settingOf("drain-timeout"), r), 0, 24*time.Hour)
 	b.s.Process.DrainTimeout = max(b.s.Process.DrainTimeout, drain)
-	return drain, b.word("access-log", r)
+	age = b.duration(b.find(settingOf("max-link-age"), r), time.Minute, 90*24*time.Hour)
+	return drain, age, b.word("access-log", r)
 }
 
 // together checks what concerns several roles at once.
@@ -248,6 +238,12 @@ func (b *loader) together() {
 	s := b.s
 	if s.Core != nil && s.Gateway != nil {
 		s.Core.Demo = s.Process.All && s.Gateway.Demo && s.Core.PolicyFile == ""
+	}
+	for r, before := range map[Role]time.Duration{RoleProxy: renewalOf(s.Proxy), RoleGateway: renewalOf(s.Gateway)} {
+		if s.Core != nil && before >= s.Core.CertLifetime && before > 0 {
+			f := b.find(settingOf("renew-before"), r)
+			b.bad.add("renew-before", f.from, short(before)+" before its end, a certificate of --cert-lifetime "+short(s.Core.CertLifetime)+" is not issued yet", "write a shorter one")
+		}
 	}
 	for i, f := range b.bound {
 		for _, g := range b.bound[:i] {

@@ -48,11 +48,12 @@ func TestDefaults(t *testing.T) {
 		Roles:   []Role{RoleCore, RoleProxy, RoleGateway},
 		Process: Process{HealthAddress: "127.0.0.1:8080", LogFormat: "auto", DrainTimeout: 30 * time.Second},
 		Core: &Core{DataDir: "/home/x/.local/state/sallyport", GRPCAddress: ":50055", TrustDomain: "sallyport.internal",
-			CertLifetime: 24 * time.Hour, DrainTimeout: 30 * time.Second, AccessLog: "failures"},
+			CertLifetime: 24 * time.Hour, DrainTimeout: 30 * time.Second, MaxLinkAge: 168 * time.Hour, AccessLog: "failures",
+			GRPCTLS: "internal", BackupEvery: 24 * time.Hour, BackupKeep: 14},
 		Proxy: &Proxy{DataDir: "/home/x/.local/state/sallyport", GRPCAddress: ":50051", PublicAddress: "127.0.0.1:8443", TLS: "internal",
-			DrainTimeout: 30 * time.Second, AccessLog: "failures"},
+			DrainTimeout: 30 * time.Second, MaxLinkAge: 168 * time.Hour, AccessLog: "failures", GRPCTLS: "internal"},
 		Gateway: &Gateway{DataDir: "/home/x/.local/state/sallyport", Demo: true,
-			DrainTimeout: 30 * time.Second, AccessLog: "failures"},
+			DrainTimeout: 30 * time.Second, MaxLinkAge: 168 * time.Hour, AccessLog: "failures"},
 	}
 	if !reflect.DeepEqual(s, want) {
 		t.Errorf("got  %+v %+v %+v %+v\nwant %+v %+v %+v %+v", s, s.Core, s.Proxy, s.Gateway, want, want.Core, want.Proxy, want.Gateway)
@@ -191,6 +192,35 @@ func TestRefused(t *testing.T) {
 		{name: "upstream TLS settings", text: "role = \"gateway\"\n[[upstream]]\naddress = \"127.0.0.1:1\"\nserver_name = \"x\"\n", want: []string{":4:1", "tls://"}},
 		{name: "upstream half a pair", text: "role = \"gateway\"\n[[upstream]]\naddress = \"tls://x\"\ncert = \"" + here + "\"\n", want: []string{"belong together"}},
 		{name: "service", args: []string{"role=gateway", "upstream=a=127.0.0.1:1=a.*.B"}, want: []string{`"a.*.B" is no service`}},
+		{name: "gRPC half a pair", args: []string{"role=core", "grpc-cert=" + here}, want: []string{"flag --grpc-cert", "without its key", "--grpc-key FILE"}},
+		{name: "gRPC other half", args: []string{"role=proxy", "grpc-key=" + here}, want: []string{"flag --grpc-key", "without its certificate", "--grpc-cert FILE"}},
+		{name: "gRPC files without", args: []string{"role=core", "grpc-tls=files"}, want: []string{"flag --grpc-tls", "--grpc-cert FILE"}},
+		{name: "gRPC internal with", args: []string{"role=core", "grpc-tls=internal", "grpc-cert=" + here, "grpc-key=" + here}, want: []string{"flag --grpc-tls", "flag --grpc-cert names a certificate"}},
+		{name: "gRPC mode", args: []string{"role=core", "grpc-tls=acme"}, want: []string{`"acme" is not one of the words`, "internal or files"}},
+		{name: "gRPC CA", args: []string{"role=gateway", "grpc-ca=/nowhere/ca.pem"}, want: []string{"flag --grpc-ca", "cannot be read"}},
+		{name: "gRPC CA of another role", args: []string{"role=core", "grpc-ca=system"}, want: []string{"flag --grpc-ca", "setting of gateway"}},
+		{name: "server name", args: []string{"role=gateway", "grpc-server-name=https://x"}, want: []string{"flag --grpc-server-name", "core.example.org"}},
+		{name: "key file and passphrase", args: []string{"role=core", "ca-key-file=/k", "ca-passphrase-file=" + here}, want: []string{"flag --ca-key-file", "flag --ca-passphrase-file gives a passphrase"}},
+		{name: "passphrase file away", args: []string{"role=core", "ca-passphrase-file=/nowhere/p"}, want: []string{"flag --ca-passphrase-file", "cannot be read"}},
+		{name: "passphrase of no letters", args: []string{"role=core", "ca-passphrase-file=" + *write(t, " \n")}, want: []string{"is empty", "openssl rand"}},
+		{name: "passphrase of two lines", args: []string{"role=core", "ca-passphrase-file=" + *write(t, "a\nb\n")}, want: []string{"several lines"}},
+		{name: "backups in the clear", args: []string{"role=core", "backup-dir=/b"}, want: []string{"flag --backup-dir", "--backup-passphrase-file"}},
+		{name: "backups nowhere", text: "role = \"core\"\nbackup_every = \"1h\"\n", want: []string{":2:1", "--backup-dir DIR"}},
+		{name: "passphrase for nothing", args: []string{"role=core", "backup-passphrase-file=" + here}, want: []string{"flag --backup-passphrase-file", "--backup-dir DIR"}},
+		{name: "no backup kept", args: []string{"role=core", "backup-dir=/b", "backup-passphrase-file=" + here, "backup-keep=0"}, want: []string{"flag --backup-keep", "from 1 to 10000"}},
+		{name: "backups all the time", args: []string{"role=core", "backup-dir=/b", "backup-passphrase-file=" + here, "backup-every=1s"}, want: []string{"flag --backup-every", "out of range"}},
+		{name: "webhook", args: []string{"role=core", "alert-webhook=hooks.example/T0"}, want: []string{"flag --alert-webhook", "https://HOST/PATH"}},
+		{name: "webhook in the clear", args: []string{"role=core", "alert-webhook=http://hooks.example/T0"}, want: []string{"flag --alert-webhook", "write https://"}},
+		{name: "webhook file away", args: []string{"role=core", "alert-webhook-file=/nowhere/w"}, want: []string{"flag --alert-webhook-file", "cannot be read"}},
+		{name: "client CA without file", args: []string{"role=proxy", "client-ca=partner"}, want: []string{"flag --client-ca", "NAME=FILE"}},
+		{name: "client CA name", text: "role = \"proxy\"\nclient_ca = [\n  \"Partner=" + here + "\",\n]\n", want: []string{":3:3", `"Partner" is no name`}},
+		{name: "client CA twice", args: []string{"role=proxy", "client-ca=a=" + here, "client-ca=a=" + here}, want: []string{`two CAs are called "a"`}},
+		{name: "client CA file away", args: []string{"role=proxy", "client-ca=a=/nowhere/ca.pem"}, want: []string{"flag --client-ca", "cannot be read"}},
+		{name: "export among the own keys", args: []string{"role=gateway", "data-dir=/d", "export-cert=/d/tls"}, want: []string{"flag --export-cert", "a directory of its own"}},
+		{name: "renew before issued", args: []string{"role=all", "cert-lifetime=1h", "renew-before=1h"}, want: []string{"flag --renew-before", "--cert-lifetime 1h"}},
+		{name: "renew never", args: []string{"role=gateway", "renew-before=0s"}, want: []string{"flag --renew-before", "out of range"}},
+		{name: "link age", args: []string{"role=gateway", "max-link-age=1s"}, want: []string{"flag --max-link-age", "out of range"}},
+		{name: "lifetime", args: []string{"role=core", "cert-lifetime=2161h"}, want: []string{"flag --cert-lifetime", "from 1m to 2160h"}},
 		{name: "empty role", text: "role = []\n", want: []string{":1:1", "no role is given"}},
 		{name: "empty ceiling", text: "role = \"gateway\"\nallow = []\n", want: []string{":2:1", "allows nothing"}},
 		{name: "allow everything", args: []string{"role=gateway", "allow=/*"}, want: []string{"every method"}},
@@ -346,9 +376,20 @@ func TestDataDir(t *testing.T) {
 // TestPrintReadsBack prints settings, reads the print as a file and gets the
 // same settings; the token is not among them.
 func TestPrintReadsBack(t *testing.T) {
-	here := *write(t, "x")
+	here := *write(t, "the passphrase")
 	s, p, err := try(t, `
 role = "core,proxy,gateway"
+grpc_cert = "`+here+`"
+grpc_key = "`+here+`"
+proxy_grpc_ca = "system"
+grpc_ca = "`+here+`"
+ca_passphrase_file = "`+here+`"
+backup_dir = "/b"
+backup_keep = 3
+backup_passphrase_file = "`+here+`"
+alert_webhook = "https://hooks.example/secret"
+client_ca = ["partner=`+here+`"]
+renew_before = "3h"
 advertise = "core.example.org"
 allow = ["/a.A/*", "/b.*"]
 [proxy]
@@ -372,7 +413,7 @@ address = "unix:///run/x.sock"
 		t.Fatal(err)
 	}
 	text := b.String()
-	if strings.Contains(text, "sp1.") {
+	if strings.Contains(text, "sp1.") || strings.Contains(text, "hooks.example") || strings.Contains(text, "the passphrase") {
 		t.Errorf("a secret is printed:\n%s", text)
 	}
 	for _, w := range []string{"# flag --health-address", "# environment SALLYPORT_DRAIN_TIMEOUT", "sallyport.toml:3", "# default", "join is set and not shown"} {
@@ -384,7 +425,7 @@ address = "unix:///run/x.sock"
 	if err != nil {
 		t.Fatalf("%v in:\n%s", err, text)
 	}
-	s.Proxy.Join, again.File = "", s.File
+	s.Proxy.Join, s.Core.AlertWebhook, again.File = "", "", s.File
 	if !reflect.DeepEqual(s, again) {
 		t.Errorf("read back differently:\n%s\n%+v %+v %+v\n%+v %+v %+v", text, s.Core, s.Proxy, s.Gateway, again.Core, again.Proxy, again.Gateway)
 	}

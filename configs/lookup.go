@@ -26,8 +26,8 @@ func (f found) text() string {
 
 func (f found) given() bool { return f.from.kind != fromDefault }
 
-// lookup finds values by precedence: flag, environment, the role's table, the
-// file's top level.
+// lookup finds values by precedence: flag, environment (our variable, then the
+// one that people know from Defguard), the role's table, the file's top level.
 type lookup struct {
 	flags   *Flags
 	environ map[string]string
@@ -126,6 +126,10 @@ func (l *lookup) find(s setting, role Role) found {
 		f.texts, f.from = texts, origin{kind: fromEnviron, name: s.env}
 		return f
 	}
+	if name := s.defguard[role]; strings.TrimSpace(l.environ[name]) != "" {
+		f.texts, f.from = []string{l.environ[name]}, origin{kind: fromEnviron, name: name}
+		return f
+	}
 	if port := l.environ["PORT"]; port != "" && s.flag == "public-address" {
 		f.texts, f.from = []string{":" + port}, origin{kind: fromEnviron, name: "PORT"}
 		return f
@@ -157,7 +161,7 @@ func (l *lookup) read(f *found, v *Value) {
 	switch {
 	case s.kind == "upstreams" && v.Kind == "list":
 		f.items = v.List
-	case v.Kind == "string":
+	case v.Kind == "string" || s.kind == "count" && v.Kind == "integer":
 		f.texts = []string{v.Text}
 		f.items = []*Value{v}
 	case (s.list || s.kind == "roles") && v.Kind == "list":
@@ -179,50 +183,6 @@ func (l *lookup) read(f *found, v *Value) {
 		l.bad.add(s.flag, f.from, "a text is needed here and this is "+article(v.Kind), remedy)
 		f.texts = nil
 	}
-}
-
-// secret finds a setting that can also be given as a file or asked for.
-func (l *lookup) secret(flag string, role Role, ask func(string) (string, error), prompt string, warn func(string)) found {
-	s, sf := settingOf(flag), settingOf(flag+"-file")
-	value, file := l.find(s, role), l.find(sf, role)
-	switch {
-	case !value.given() && !file.given():
-		return value
-	case value.from.kind == file.from.kind && value.from.role == file.from.role:
-		l.bad.add(s.flag, value.from, "the same is given by "+file.from.long()+" too", "keep one of them")
-		return found{setting: s, role: role}
-	case !file.given() || outranks(value.from, file.from):
-		if value.text() != "-" {
-			value.texts = []string{strings.TrimSpace(value.text())}
-			return value
-		}
-		if ask == nil {
-			l.bad.add(s.flag, value.from, "- asks for it, and nobody can be asked here", "use --"+sf.flag+" FILE or "+sf.env)
-			return found{setting: s, role: role}
-		}
-		text, err := ask(prompt)
-		if err != nil {
-			l.bad.add(s.flag, value.from, "it could not be read: "+err.Error(), "use --"+sf.flag+" FILE or "+sf.env)
-		}
-		value.texts = []string{strings.TrimSpace(text)}
-		return value
-	}
-	value = file
-	path := l.path(file)
-	text, err := readBounded(path, 64<<10)
-	if os.IsNotExist(err) {
-		// A token is spent once the component has joined, and people tidy up.
-		warn(fmt.Sprintf("%s: %s does not exist; it is needed only until the component has joined", file.from.long(), path))
-		value.texts = nil
-		return value
-	}
-	if err != nil {
-		l.bad.add(sf.flag, file.from, "the file cannot be read: "+err.Error(), "check the path and who may read it")
-	} else if strings.TrimSpace(string(text)) == "" {
-		l.bad.add(sf.flag, file.from, path+" is empty", "put the token into it, or leave the setting out")
-	}
-	value.texts = []string{strings.TrimSpace(string(text))}
-	return value
 }
 
 // outranks says whether a wins over b.

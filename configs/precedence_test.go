@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -37,26 +39,56 @@ func samples(t *testing.T) map[string]sample {
 		tokens[i] = file(fmt.Sprint("token", i), fmt.Sprintf("sp1.token%d\n", i))
 	}
 	cert, key := file("cert.pem", "c"), file("key.pem", "k")
+	passphrases := [3]string{file("pass1", "one two\n"), file("pass2", "three four"), file("pass3", "five six\r\n")}
+	words := map[string]string{passphrases[0]: "one two", passphrases[1]: "three four", passphrases[2]: "five six"}
+	word := func(v string) string { return words[v] }
+	hooks := [3]string{"https://a.example/x", "https://b.example/y", "http://127.0.0.1:9/z"}
+	hookFiles := [3]string{file("hook1", hooks[0]), file("hook2", hooks[1]), file("hook3", hooks[2])}
+	hookOf := func(v string) string { return hooks[slices.Index(hookFiles[:], v)] }
+	cas := files("ca")
 	return map[string]sample{
-		"role":           {"", [3]string{"core", "proxy", "gateway"}, func(s *Settings) string { return string(s.Roles[0]) }, nil},
-		"data-dir":       {"core", [3]string{"/a", "/b", "/c"}, func(s *Settings) string { return s.Core.DataDir }, nil},
-		"drain-timeout":  {"proxy", [3]string{"1s", "2s", "3s"}, func(s *Settings) string { return s.Proxy.DrainTimeout.String() }, nil},
-		"access-log":     {"core", [3]string{"off", "all", "failures"}, func(s *Settings) string { return s.Core.AccessLog }, nil},
-		"health-address": {"core", [3]string{":1", ":2", ":3"}, func(s *Settings) string { return s.Process.HealthAddress }, nil},
-		"log-level":      {"core", [3]string{"debug", "warn", "error"}, func(s *Settings) string { return strings.ToLower(s.Process.LogLevel.String()) }, nil},
-		"log-format":     {"core", [3]string{"json", "text", "auto"}, func(s *Settings) string { return s.Process.LogFormat }, nil},
-		"grpc-address":   {"proxy", [3]string{":1", ":2", ":3"}, func(s *Settings) string { return s.Proxy.GRPCAddress }, nil},
-		"advertise":      {"core", [3]string{"a:1", "b:2", "c"}, func(s *Settings) string { return s.Core.Advertise }, func(v string) string { return strings.Replace(v, "c", "c:50055", 1) }},
-		"trust-domain":   {"core", [3]string{"a.example", "b.example", "c.example"}, func(s *Settings) string { return s.Core.TrustDomain }, nil},
-		"policy":         {"core", files("policy"), func(s *Settings) string { return s.Core.PolicyFile }, nil},
-		"cert-lifetime":  {"core", [3]string{"1h0m0s", "2h0m0s", "3h0m0s"}, func(s *Settings) string { return s.Core.CertLifetime.String() }, nil},
-		"public-address": {"proxy", [3]string{":1", ":2", ":3"}, func(s *Settings) string { return s.Proxy.PublicAddress }, nil},
-		"tls":            {"proxy;tls-cert=" + cert + ";tls-key=" + key, [3]string{"files", "files", "files"}, func(s *Settings) string { return s.Proxy.TLS }, nil},
-		"tls-cert":       {"proxy;tls-key=" + key, files("cert"), func(s *Settings) string { return s.Proxy.TLSCert }, nil},
-		"tls-key":        {"proxy;tls-cert=" + cert, files("key"), func(s *Settings) string { return s.Proxy.TLSKey }, nil},
-		"join":           {"proxy", [3]string{"sp1.a", "sp1.b", "sp1.c"}, func(s *Settings) string { return s.Proxy.Join }, nil},
-		"join-file":      {"gateway", tokens, func(s *Settings) string { return s.Gateway.Join }, func(v string) string { return "sp1." + filepath.Base(v) }},
-		"core":           {"gateway", [3]string{"a:1", "b:2", "c:3"}, func(s *Settings) string { return s.Gateway.Core }, nil},
+		"role":             {"", [3]string{"core", "proxy", "gateway"}, func(s *Settings) string { return string(s.Roles[0]) }, nil},
+		"data-dir":         {"core", [3]string{"/a", "/b", "/c"}, func(s *Settings) string { return s.Core.DataDir }, nil},
+		"drain-timeout":    {"proxy", [3]string{"1s", "2s", "3s"}, func(s *Settings) string { return s.Proxy.DrainTimeout.String() }, nil},
+		"access-log":       {"core", [3]string{"off", "all", "failures"}, func(s *Settings) string { return s.Core.AccessLog }, nil},
+		"max-link-age":     {"gateway", [3]string{"1h0m0s", "2h0m0s", "3h0m0s"}, func(s *Settings) string { return s.Gateway.MaxLinkAge.String() }, nil},
+		"health-address":   {"core", [3]string{":1", ":2", ":3"}, func(s *Settings) string { return s.Process.HealthAddress }, nil},
+		"log-level":        {"core", [3]string{"debug", "warn", "error"}, func(s *Settings) string { return strings.ToLower(s.Process.LogLevel.String()) }, nil},
+		"log-format":       {"core", [3]string{"json", "text", "auto"}, func(s *Settings) string { return s.Process.LogFormat }, nil},
+		"grpc-address":     {"proxy", [3]string{":1", ":2", ":3"}, func(s *Settings) string { return s.Proxy.GRPCAddress }, nil},
+		"grpc-tls":         {"core;grpc-cert=" + cert + ";grpc-key=" + key, [3]string{"files", "files", "files"}, func(s *Settings) string { return s.Core.GRPCTLS }, nil},
+		"grpc-cert":        {"core;grpc-key=" + key, files("grpccert"), func(s *Settings) string { return s.Core.GRPCCert }, nil},
+		"grpc-key":         {"proxy;grpc-cert=" + cert, files("grpckey"), func(s *Settings) string { return s.Proxy.GRPCKey }, nil},
+		"proxy-grpc-ca":    {"core", [3]string{cas[0], "system", cas[1]}, func(s *Settings) string { return s.Core.ProxyGRPCCA }, nil},
+		"grpc-ca":          {"gateway", [3]string{"system", cas[0], cas[1]}, func(s *Settings) string { return s.Gateway.GRPCCA }, nil},
+		"grpc-server-name": {"gateway", [3]string{"a.example", "b.example", "10.1.2.3"}, func(s *Settings) string { return s.Gateway.GRPCServerName }, nil},
+		"export-cert":      {"gateway", [3]string{"/a", "/b", "/c"}, func(s *Settings) string { return s.Gateway.ExportCert }, nil},
+		"renew-before":     {"gateway", [3]string{"1h0m0s", "2h0m0s", "3h0m0s"}, func(s *Settings) string { return s.Gateway.RenewBefore.String() }, nil},
+		"client-ca": {"proxy", [3]string{"a=" + cas[0], "b=" + cas[1], "c=" + cas[2]}, func(s *Settings) string {
+			if len(s.Proxy.ClientCAs) == 0 {
+				return ""
+			}
+			return s.Proxy.ClientCAs[0].Name + "=" + s.Proxy.ClientCAs[0].File
+		}, nil},
+		"ca-passphrase-file":     {"core", passphrases, func(s *Settings) string { return s.Core.CAPassphrase.Reveal() }, word},
+		"ca-key-file":            {"core", [3]string{"/a", "/b", "/c"}, func(s *Settings) string { return s.Core.CAKeyFile }, nil},
+		"backup-dir":             {"core;backup-passphrase-file=" + passphrases[0], [3]string{"/a", "/b", "/c"}, func(s *Settings) string { return s.Core.BackupDir }, nil},
+		"backup-every":           {"core;backup-dir=/b;backup-passphrase-file=" + passphrases[0], [3]string{"1h0m0s", "2h0m0s", "3h0m0s"}, func(s *Settings) string { return s.Core.BackupEvery.String() }, nil},
+		"backup-keep":            {"core;backup-dir=/b;backup-passphrase-file=" + passphrases[0], [3]string{"1", "2", "3"}, func(s *Settings) string { return strconv.Itoa(s.Core.BackupKeep) }, nil},
+		"backup-passphrase-file": {"core;backup-dir=/b", passphrases, func(s *Settings) string { return s.Core.BackupPassphrase.Reveal() }, word},
+		"alert-webhook":          {"core", hooks, func(s *Settings) string { return s.Core.AlertWebhook.Reveal() }, nil},
+		"alert-webhook-file":     {"core", hookFiles, func(s *Settings) string { return s.Core.AlertWebhook.Reveal() }, hookOf},
+		"advertise":              {"core", [3]string{"a:1", "b:2", "c"}, func(s *Settings) string { return s.Core.Advertise }, func(v string) string { return strings.Replace(v, "c", "c:50055", 1) }},
+		"trust-domain":           {"core", [3]string{"a.example", "b.example", "c.example"}, func(s *Settings) string { return s.Core.TrustDomain }, nil},
+		"policy":                 {"core", files("policy"), func(s *Settings) string { return s.Core.PolicyFile }, nil},
+		"cert-lifetime":          {"core", [3]string{"1h0m0s", "2h0m0s", "3h0m0s"}, func(s *Settings) string { return s.Core.CertLifetime.String() }, nil},
+		"public-address":         {"proxy", [3]string{":1", ":2", ":3"}, func(s *Settings) string { return s.Proxy.PublicAddress }, nil},
+		"tls":                    {"proxy;tls-cert=" + cert + ";tls-key=" + key, [3]string{"files", "files", "files"}, func(s *Settings) string { return s.Proxy.TLS }, nil},
+		"tls-cert":               {"proxy;tls-key=" + key, files("cert"), func(s *Settings) string { return s.Proxy.TLSCert }, nil},
+		"tls-key":                {"proxy;tls-cert=" + cert, files("key"), func(s *Settings) string { return s.Proxy.TLSKey }, nil},
+		"join":                   {"proxy", [3]string{"sp1.a", "sp1.b", "sp1.c"}, func(s *Settings) string { return s.Proxy.Join }, nil},
+		"join-file":              {"gateway", tokens, func(s *Settings) string { return s.Gateway.Join }, func(v string) string { return "sp1." + filepath.Base(v) }},
+		"core":                   {"gateway", [3]string{"a:1", "b:2", "c:3"}, func(s *Settings) string { return s.Gateway.Core }, nil},
 		"upstream": {"gateway", [3]string{"a=127.0.0.1:1", "b=127.0.0.1:2", "c=127.0.0.1:3"}, func(s *Settings) string {
 			if len(s.Gateway.Upstreams) == 0 {
 				return ""

@@ -3,6 +3,7 @@ package configs
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 )
 
@@ -27,8 +28,17 @@ func (p Provenance) Rows() []Row { return p.rows }
 func (b *loader) row(f found, value string) {
 	b.provenance.rows = append(b.provenance.rows, Row{
 		Role: string(f.role), Key: f.setting.key, Value: value, From: f.from.String(),
-		secret: strings.HasPrefix(f.setting.kind, "secret"),
+		secret: strings.HasPrefix(f.setting.kind, "secret"), // of a passphrase the file is shown
 	})
+}
+
+// unset takes back what row noted about keys that mean nothing here.
+func (b *loader) unset(keys ...string) {
+	for i := range b.provenance.rows {
+		if slices.Contains(keys, b.provenance.rows[i].Key) {
+			b.provenance.rows[i].Value = ""
+		}
+	}
 }
 
 // Print writes the settings as a TOML file that Load would read as the same

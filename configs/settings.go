@@ -52,8 +52,24 @@ type Core struct {
 	PolicyFile   string        // absolute; applied at start and when it changes; empty: what was applied last
 	CertLifetime time.Duration // of component certificates; 24h
 	DrainTimeout time.Duration // 30s
+	MaxLinkAge   time.Duration // of a link that was replaced and drains; 168h
 	AccessLog    string        // off, failures or all; failures
 	Demo         bool          // --role all without upstream and without policy: open the built-in service
+
+	GRPCTLS     string // what the gRPC port shows: internal or files; internal
+	GRPCCert    string // absolute; set when GRPCTLS is files
+	GRPCKey     string // absolute; set when GRPCTLS is files
+	ProxyGRPCCA string // verifies the proxies' files: absolute, or CASystem; empty: none do
+
+	CAPassphrase Secret // seals the CA's keys; empty: CAKeyFile does
+	CAKeyFile    string // absolute; empty: the default beside the CA; made with the CA
+
+	BackupDir        string        // absolute; empty: no scheduled backups
+	BackupEvery      time.Duration // 24h
+	BackupKeep       int           // 14
+	BackupPassphrase Secret        // set when BackupDir is
+
+	AlertWebhook Secret // URL, https, or http on loopback; empty: none
 }
 
 // Proxy is the settings of the proxy role.
@@ -67,6 +83,21 @@ type Proxy struct {
 	Join          string        // the token's text, empty without one
 	AccessLog     string        // off, failures or all; failures
 	DrainTimeout  time.Duration // 30s
+	MaxLinkAge    time.Duration // of a link that was replaced and drains; 168h
+	RenewBefore   time.Duration // before the end of the own certificate; 0: at 0.60 to 0.66 of its life
+
+	GRPCTLS   string     // what the gRPC port shows: internal or files; internal
+	GRPCCert  string     // absolute; set when GRPCTLS is files
+	GRPCKey   string     // absolute; set when GRPCTLS is files
+	ClientCAs []ClientCA // whose client certificates are accepted beside the embedded CA's
+}
+
+// ClientCA is a foreign CA whose client certificates a proxy accepts. Its callers
+// are known by their common names, as cn:…, under the CA's name; none of them is
+// ever anything in the trust domain.
+type ClientCA struct {
+	Name string // a DNS label, as the policy's client_ca names it; unique in the proxy
+	File string // absolute; CA certificates, PEM
 }
 
 // Gateway is the settings of the gateway role.
@@ -79,7 +110,17 @@ type Gateway struct {
 	Demo         bool          // no upstream was given: serve the built-in Echo
 	AccessLog    string        // off, failures or all; failures
 	DrainTimeout time.Duration // 30s
+	MaxLinkAge   time.Duration // of a link that was replaced and drains; 168h
+	RenewBefore  time.Duration // before the end of the own certificate; 0: at 0.60 to 0.66 of its life
+
+	GRPCCA         string // verifies core's files: absolute, or CASystem; empty: none
+	GRPCServerName string // name in core's files; empty: the one dialled
+	ExportCert     string // absolute; directory of an exported pair and its CA; empty: none
 }
+
+// CASystem stands for this host's CA certificates where a file of them can be
+// named.
+const CASystem = "system"
 
 // Upstream is one gRPC server behind a gateway.
 type Upstream struct {

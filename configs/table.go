@@ -17,6 +17,7 @@ type setting struct {
 	kind     string // listen, dial, duration, a|b|c, …
 	fallback string
 	list     bool
+	defguard map[Role]string // the variable that Defguard's guide has for the same
 }
 
 // settings lists the fields of Flags in their order.
@@ -34,6 +35,14 @@ var settings = sync.OnceValue(func() []setting {
 		}
 		s.key = strings.ReplaceAll(s.flag, "-", "_")
 		s.env = "SALLYPORT_" + strings.ToUpper(s.key)
+		for kv := range strings.SplitSeq(f.Tag.Get("defguard"), ",") {
+			if role, name, ok := strings.Cut(kv, "="); ok {
+				if s.defguard == nil {
+					s.defguard = map[Role]string{}
+				}
+				s.defguard[Role(role)] = name
+			}
+		}
 		for r := range strings.SplitSeq(f.Tag.Get("roles"), ",") {
 			if r != "process" {
 				s.roles = append(s.roles, Role(r))

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -123,42 +124,52 @@ func TestNearest(t *testing.T) {
 	}
 }
 
-// TestExamples loads every sample file as it is shipped, with the files that
-// it names beside it.
+// TestExamples loads every sample file as it is shipped, and with the lines that
+// are commented out, with the files that it names beside it.
 func TestExamples(t *testing.T) {
 	list, err := filepath.Glob("examples/*.toml")
 	if err != nil || len(list) < 4 {
 		t.Fatal(list, err)
 	}
+	optional := regexp.MustCompile(`(?m)^#   (\w+ = .*)$`)
 	for _, name := range list {
 		if filepath.Base(name) == "policy.toml" { // roles/policy reads that one
 			continue
 		}
-		t.Run(filepath.Base(name), func(t *testing.T) {
-			text, err := os.ReadFile(name)
-			if err != nil {
-				t.Fatal(err)
-			}
-			dir := t.TempDir()
-			path := filepath.Join(dir, filepath.Base(name))
-			for file, content := range map[string]string{path: string(text), filepath.Join(dir, "policy.toml"): ""} {
-				if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
-					t.Fatal(err)
-				}
-			}
-			s, _, err := Load(Flags{Config: &path}, Sources{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			role := strings.TrimSuffix(filepath.Base(name), ".toml")
-			if role != "all" && string(s.Roles[0]) != role || role == "all" && !s.Process.All {
-				t.Errorf("it runs %v", s.Roles)
-			}
-			for _, w := range s.Warnings {
-				if !strings.Contains(w, "/etc/sallyport/join does not exist") {
-					t.Error(w)
-				}
-			}
-		})
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole := optional.ReplaceAllString(string(text), "$1")
+		for what, text := range map[string]string{"": string(text), " whole": whole} {
+			t.Run(filepath.Base(name)+what, func(t *testing.T) { loadExample(t, filepath.Base(name), text) })
+		}
+	}
+}
+
+func loadExample(t *testing.T, name, text string) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, name)
+	files := map[string]string{name: text, "alert-webhook": "https://hooks.example/x"}
+	for _, file := range []string{"policy.toml", "ca-passphrase", "backup-passphrase", "partner-ca.pem", "fullchain.pem", "privkey.pem", "grpc-fullchain.pem", "grpc-privkey.pem"} {
+		files[file] = "x"
+	}
+	for file, content := range files {
+		if err := os.WriteFile(filepath.Join(dir, file), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, _, err := Load(Flags{Config: &path}, Sources{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	role := strings.TrimSuffix(name, ".toml")
+	if role != "all" && string(s.Roles[0]) != role || role == "all" && !s.Process.All {
+		t.Errorf("it runs %v", s.Roles)
+	}
+	for _, w := range s.Warnings {
+		if !strings.Contains(w, "/etc/sallyport/join does not exist") {
+			t.Error(w)
+		}
 	}
 }

@@ -133,7 +133,10 @@ func (b *loader) join(r Role, prompt string) string {
 			return ""
 		}
 	}
-	f := b.secret("join", r, b.src.ReadSecret, prompt, b.warn)
+	f := b.secret("join", r, b.src.ReadSecret, prompt, func(missing string) {
+		// A token is spent once the component has joined, and people tidy up.
+		b.warn(missing + "; it is needed only until the component has joined")
+	})
 	token := f.text()
 	if token != "" && (!strings.HasPrefix(token, "sp1.") || strings.ContainsAny(token, " \t\r\n")) {
 		b.bad.add(f.setting.flag, f.from, "this is no join token", "paste the whole token, which begins with sp1., as '"+string(r)+" add' printed it")
