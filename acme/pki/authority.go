@@ -3,15 +3,19 @@ package pki
 import (
 	"crypto"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"log/slog"
 	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -20,6 +24,9 @@ var (
 	ErrNoAuthority = errors.New("there is no certificate authority")
 	// ErrAuthorityExists means that CreateAuthority would have had to overwrite.
 	ErrAuthorityExists = errors.New("there is something already, and a certificate authority is never overwritten")
+	// ErrAuthorityChanged means that somebody else has changed the CA since it
+	// was opened.
+	ErrAuthorityChanged = errors.New("the certificate authority was changed by another process meanwhile")
 )
 
 const (
@@ -30,15 +37,10 @@ const (
 	backdate = time.Minute
 )
 
-// The files of an authority. Each is written once.
+// The files of an authority.
 const (
-	rootCertFile       = "root.crt"
-	rootKeyFile        = "root.key"
-	nextRootKeyFile    = "next-root.key"
-	componentsCertFile = "components.crt"
-	componentsKeyFile  = "components.key"
-	callersCertFile    = "callers.crt"
-	callersKeyFile     = "callers.key"
+	sealedFile = "authority.age" // everything, sealed
+	publicFile = "ca.crt"        // the roots, for others to install; written, never read
 )
 
 // issuer is a CA certificate with its key.
@@ -47,39 +49,64 @@ type issuer struct {
 	key  crypto.Signer
 }
 
-// Authority issues certificates. It holds the keys of the two intermediates;
-// the keys of the roots stay on disk until a rotation needs them. It is
-// immutable and safe for concurrent use.
+// Authority issues certificates. It is immutable and safe for concurrent use:
+// what changes a CA returns the Authority to use from then on, after it is
+// durable. Its keys are in memory in the clear and on disk sealed only.
 type Authority struct {
+	dir    string
+	secret Secret
+	sealed [32]byte // hash of the file that holds state
+	state  *state
+
+	// What issues at present, out of state.
 	trustDomain string
 	root        *x509.Certificate
 	components  issuer
-	callers     issuer
+	callers     callersIssuer
 	pins        [][32]byte
 }
 
 // CreateAuthority makes a CA and stores it in dir, which must not exist or be
 // empty. The directory appears whole or not at all: everything is written and
-// synced beside it and then renamed.
+// synced beside it and then renamed. The key file that secret may name is made
+// first, if it is not there.
 func CreateAuthority(dir string, secret Secret, trustDomain string, now time.Time) (*Authority, error) {
-	if err := ValidTrustDomain(trustDomain); err != nil {
-		return nil, fmt.Errorf("create the certificate authority: %w", err)
-	}
-	files, err := makeAuthority(trustDomain, now)
-	if err != nil {
-		return nil, fmt.Errorf("create the certificate authority: %w", err)
-	}
-	if err := writeDir(dir, files); err != nil {
+	fail := func(err error) (*Authority, error) {
 		if errors.Is(err, fs.ErrExist) {
 			return nil, fmt.Errorf("create the certificate authority in %s: %w; use an empty directory, or remove that one if its certificates are to die", dir, ErrAuthorityExists)
 		}
 		return nil, fmt.Errorf("create the certificate authority in %s: %w", dir, err)
 	}
-	return OpenAuthority(dir, secret)
+	if err := ValidTrustDomain(trustDomain); err != nil {
+		return fail(err)
+	}
+	secret, err := secret.at(dir)
+	if err != nil {
+		return fail(err)
+	}
+	if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
+		return fail(fs.ErrExist) // before a key file is made
+	}
+	if err := secret.prepare(); err != nil {
+		return fail(err)
+	}
+	s, err := newState(trustDomain, 1, now)
+	if err != nil {
+		return fail(err)
+	}
+	sealed, err := sealState(s, secret)
+	if err != nil {
+		return fail(err)
+	}
+	if err := writeDir(dir, map[string][]byte{sealedFile: sealed, publicFile: s.bundle().PEM()}); err != nil {
+		return fail(err)
+	}
+	return newAuthority(dir, secret, sealed, s)
 }
 
-// OpenAuthority reads what CreateAuthority stored and checks that keys and
-// certificates belong together. A directory with some files missing is an
+// OpenAuthority reads what CreateAuthority stored, or what changed it since,
+// and checks that keys and certificates belong together. ErrWrongSecret tells
+// that the secret is another one. A directory that holds something else is an
 // error that is not ErrNoAuthority, so that nobody makes a second CA over the
 // remains of the first.
 func OpenAuthority(dir string, secret Secret) (*Authority, error) {
@@ -90,81 +117,125 @@ func OpenAuthority(dir string, secret Secret) (*Authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the certificate authority: %w", err)
 	}
-	a, err := readAuthority(dir)
+	a, err := readAuthority(dir, secret)
+	if errors.Is(err, ErrWrongSecret) {
+		return nil, fmt.Errorf("open the certificate authority in %s: %w", dir, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open the certificate authority in %s: %w; restore the directory from a backup, do not make a new one over it", dir, err)
 	}
 	return a, nil
 }
 
-func readAuthority(dir string) (*Authority, error) {
-	rootCert, rootKey, err := readPair(dir, rootCertFile, rootKeyFile)
+func readAuthority(dir string, secret Secret) (*Authority, error) {
+	secret, err := secret.at(dir)
 	if err != nil {
 		return nil, err
 	}
-	nextKey, err := readKeyFile(filepath.Join(dir, nextRootKeyFile))
+	sealed, err := readPrivate(filepath.Join(dir, sealedFile))
 	if err != nil {
 		return nil, err
 	}
-	a := &Authority{root: rootCert}
-	if a.components.cert, a.components.key, err = readPair(dir, componentsCertFile, componentsKeyFile); err != nil {
+	plain, err := secret.unseal(sealed)
+	if err != nil {
 		return nil, err
 	}
-	if a.callers.cert, a.callers.key, err = readPair(dir, callersCertFile, callersKeyFile); err != nil {
+	s, err := decodeState(plain)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", sealedFile, err)
+	}
+	return newAuthority(dir, secret, sealed, s)
+}
+
+func newAuthority(dir string, secret Secret, sealed []byte, s *state) (*Authority, error) {
+	pins, err := s.pins()
+	if err != nil {
 		return nil, err
 	}
-	for _, key := range []crypto.Signer{rootKey, nextKey} {
-		pin, err := SPKIHash(key.Public())
-		if err != nil {
-			return nil, err
-		}
-		a.pins = append(a.pins, pin)
-	}
-	if td := a.components.cert.PermittedURIDomains; len(td) == 1 {
-		a.trustDomain = td[0]
-	}
-	if err := a.Bundle().check(); err != nil {
-		return nil, err
-	}
-	for _, c := range []*x509.Certificate{a.components.cert, a.callers.cert} {
-		if err := c.CheckSignatureFrom(a.root); err != nil {
-			return nil, fmt.Errorf("%s was not signed by this root: %w", c.Subject.CommonName, err)
-		}
+	h := s.issuing()
+	a := &Authority{dir: dir, secret: secret, sealed: sha256.Sum256(sealed), state: s,
+		trustDomain: s.trustDomain, root: h.root.cert, components: h.components, pins: pins}
+	if s.imported != nil {
+		a.callers = *s.imported
+	} else {
+		a.callers = callersIssuer{h.callers, []*x509.Certificate{h.root.cert}}
 	}
 	return a, nil
 }
 
-func readPair(dir, certFile, keyFile string) (*x509.Certificate, crypto.Signer, error) {
-	text, err := os.ReadFile(filepath.Join(dir, certFile))
+// sealState encodes and seals a state, after it has been read back as it will
+// be read.
+func sealState(s *state, secret Secret) ([]byte, error) {
+	plain, err := s.encode()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	certs, err := ParseCertificatesPEM(text)
-	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", certFile, err)
+	if len(plain) > maxPEM {
+		return nil, fmt.Errorf("its state of %d bytes is too large", len(plain))
 	}
-	if len(certs) != 1 {
-		return nil, nil, fmt.Errorf("%s holds %d certificates instead of one", certFile, len(certs))
+	if _, err := decodeState(plain); err != nil {
+		return nil, fmt.Errorf("the new state does not pass our own check and was thrown away; please report this: %w", err)
 	}
-	key, err := readKeyFile(filepath.Join(dir, keyFile))
-	if err != nil {
-		return nil, nil, err
-	}
-	if !samePublicKey(certs[0].PublicKey, key.Public()) {
-		return nil, nil, refusef(CodeKeyMismatch, "put the key back that belongs to it", "%s does not belong to %s", keyFile, certFile)
-	}
-	return certs[0], key, nil
+	return secret.seal(plain)
 }
 
-// Bundle is what components anchor on.
-func (a *Authority) Bundle() *Bundle {
-	return &Bundle{
-		TrustDomain:            a.trustDomain,
-		Roots:                  []*x509.Certificate{a.root},
-		ComponentIntermediates: []*x509.Certificate{a.components.cert},
-		CallerIntermediates:    []*x509.Certificate{a.callers.cert},
+// change stores a changed state and returns the Authority for it. Kill -9 at
+// any point leaves the old file or the new one. If another process has changed
+// the CA meanwhile, nothing is written.
+func (a *Authority) change(secret Secret, now time.Time, edit func(s *state) error) (*Authority, error) {
+	s := a.state.clone()
+	if err := edit(s); err != nil {
+		return nil, err
 	}
+	s.revision++
+	s.recovery = slices.DeleteFunc(s.recovery, func(r retired) bool { return !now.IsZero() && now.After(r.until) })
+	sealed, err := sealState(s, secret)
+	if err != nil {
+		return nil, err
+	}
+	unlock, err := lockDir(a.dir)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	path := filepath.Join(a.dir, sealedFile)
+	held, err := readPrivate(path)
+	if err != nil {
+		return nil, err
+	}
+	if sha256.Sum256(held) != a.sealed {
+		return nil, fmt.Errorf("%w: nothing was written; open it again", ErrAuthorityChanged)
+	}
+	removeTemps(path)
+	if err := replaceFile(path, sealed); err != nil {
+		return nil, err
+	}
+	// For people; if this fails, or never happens, nothing depends on it.
+	public := filepath.Join(a.dir, publicFile)
+	removeTemps(public)
+	_ = placeFile(public, s.bundle().PEM(), 0o644, os.Rename)
+	return newAuthority(a.dir, secret, sealed, s)
 }
+
+// Reseal stores the keys under another secret. A key file that was used before
+// stays where it is: it still opens older backups.
+func (a *Authority) Reseal(secret Secret) (*Authority, error) {
+	secret, err := secret.at(a.dir)
+	if err == nil {
+		err = secret.prepare()
+	}
+	var next *Authority
+	if err == nil {
+		next, err = a.change(secret, time.Time{}, func(*state) error { return nil })
+	}
+	if err != nil {
+		return nil, fmt.Errorf("seal the CA's keys anew: %w", err)
+	}
+	return next, nil
+}
+
+// Bundle is what components anchor on, in the phase that the CA is in.
+func (a *Authority) Bundle() *Bundle { return a.state.bundle() }
 
 // Pins are the SHA-256 of the public keys of the current and of the next root,
 // for join tokens.
@@ -173,59 +244,106 @@ func (a *Authority) Pins() [][32]byte { return append([][32]byte(nil), a.pins...
 // TrustDomain is the trust domain of every identity the authority gives.
 func (a *Authority) TrustDomain() string { return a.trustDomain }
 
-// makeAuthority makes keys and certificates and returns the files.
-func makeAuthority(trustDomain string, now time.Time) (map[string][]byte, error) {
-	var keys [4]crypto.Signer // root, next root, components, callers
-	for i := range keys {
-		var err error
-		if keys[i], err = NewKey("p256"); err != nil {
+// Format names the authority, so that no verb prints its keys.
+func (a *Authority) Format(f fmt.State, _ rune) {
+	io.WriteString(f, "certificate authority of "+a.trustDomain)
+}
+
+// LogValue keeps the keys out of logs.
+func (a *Authority) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(a)) }
+
+// CACertificate is a CA certificate and what it is for.
+type CACertificate struct {
+	What string // "root", "components' issuer", "callers' issuer", "next root", …
+	Cert *x509.Certificate
+}
+
+// Certificates lists every CA certificate that is in force or will be, those
+// that issue first, for status, metrics and alerts.
+func (a *Authority) Certificates() []CACertificate {
+	out := []CACertificate{{"root", a.root}, {"components' issuer", a.components.cert}, {"callers' issuer", a.callers.cert}}
+	if a.state.imported != nil {
+		for _, c := range a.callers.above {
+			out = append(out, CACertificate{"imported CA", c})
+		}
+	}
+	if o := a.state.other(); o != nil {
+		which := "next "
+		if a.state.phase == PhaseActivated {
+			which = "former "
+		}
+		out = append(out, CACertificate{which + "root", o.root.cert}, CACertificate{which + "components' issuer", o.components.cert})
+		if o.callers.cert != nil {
+			out = append(out, CACertificate{which + "callers' issuer", o.callers.cert})
+		}
+	}
+	for _, c := range a.state.former {
+		out = append(out, CACertificate{"former callers' issuer", c.cert})
+	}
+	return out
+}
+
+// newState is that of a CA that has nothing behind it.
+func newState(trustDomain string, number uint64, now time.Time) (*state, error) {
+	rootKey, err := NewKey("p256")
+	if err != nil {
+		return nil, err
+	}
+	next, err := NewKey("p256")
+	if err != nil {
+		return nil, err
+	}
+	h, err := newHierarchy(trustDomain, number, rootKey, true, now)
+	if err != nil {
+		return nil, err
+	}
+	h.used = true
+	return &state{trustDomain: trustDomain, phase: PhaseSteady, since: now.UTC().Truncate(time.Second), made: number, base: *h, nextRootKey: next}, nil
+}
+
+// newHierarchy makes the root of a key and new intermediates under it.
+func newHierarchy(trustDomain string, number uint64, rootKey crypto.Signer, callers bool, now time.Time) (*hierarchy, error) {
+	t, err := authorityTemplate("Root CA", trustDomain, rootKey.Public(), now)
+	if err != nil {
+		return nil, err
+	}
+	// An intermediate, and the roots after this one: each is signed by the one
+	// before it, to lead over who slept through a rotation.
+	t.MaxPathLen = 1 + maxCross
+	h := &hierarchy{number: number}
+	h.root.key = rootKey
+	if h.root.cert, err = signCertificate(t, issuer{t, rootKey}, rootKey.Public()); err != nil {
+		return nil, err
+	}
+	below := func(kind string, shape func(t *x509.Certificate)) (issuer, error) {
+		key, err := NewKey("p256")
+		if err != nil {
+			return issuer{}, err
+		}
+		t, err := authorityTemplate(kind, trustDomain, key.Public(), now)
+		if err != nil {
+			return issuer{}, err
+		}
+		shape(t)
+		cert, err := signCertificate(t, h.root, key.Public())
+		return issuer{cert, key}, err
+	}
+	if h.components, err = below("Components CA", func(t *x509.Certificate) { markComponentIssuer(t, trustDomain) }); err != nil {
+		return nil, err
+	}
+	if callers {
+		if h.callers, err = below("Callers CA", markCallersIssuer); err != nil {
 			return nil, err
 		}
 	}
-	rootTemplate, err := authorityTemplate("Root CA", trustDomain, keys[0].Public(), now)
-	if err != nil {
-		return nil, err
-	}
-	// Two, not one: during a rotation the old root signs the new one, which
-	// signs an intermediate.
-	rootTemplate.MaxPathLen = 2
-	root, err := signCertificate(rootTemplate, issuer{rootTemplate, keys[0]}, keys[0].Public())
-	if err != nil {
-		return nil, err
-	}
+	return h, nil
+}
 
-	componentsTemplate, err := authorityTemplate("Components CA", trustDomain, keys[2].Public(), now)
-	if err != nil {
-		return nil, err
-	}
-	markComponentIssuer(componentsTemplate, trustDomain)
-	components, err := signCertificate(componentsTemplate, issuer{root, keys[0]}, keys[2].Public())
-	if err != nil {
-		return nil, err
-	}
-
-	callersTemplate, err := authorityTemplate("Callers CA", trustDomain, keys[3].Public(), now)
-	if err != nil {
-		return nil, err
-	}
-	callersTemplate.MaxPathLenZero = true
-	callersTemplate.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
-	callers, err := signCertificate(callersTemplate, issuer{root, keys[0]}, keys[3].Public())
-	if err != nil {
-		return nil, err
-	}
-
-	files := map[string][]byte{
-		rootCertFile:       MarshalCertificatesPEM([]*x509.Certificate{root}),
-		componentsCertFile: MarshalCertificatesPEM([]*x509.Certificate{components}),
-		callersCertFile:    MarshalCertificatesPEM([]*x509.Certificate{callers}),
-	}
-	for i, name := range []string{rootKeyFile, nextRootKeyFile, componentsKeyFile, callersKeyFile} {
-		if files[name], err = MarshalKeyPEM(keys[i]); err != nil {
-			return nil, err
-		}
-	}
-	return files, nil
+// markCallersIssuer turns a CA template into that of an intermediate for
+// callers and services.
+func markCallersIssuer(t *x509.Certificate) {
+	t.MaxPathLenZero = true
+	t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 }
 
 // authorityTemplate is what all CA certificates have in common. The key's hash

@@ -27,24 +27,20 @@ func TestCreateAuthority(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("the directory: %v %v", info.Mode(), err)
 	}
-	entries, _ := os.ReadDir(dir)
-	if len(entries) != 7 {
-		t.Errorf("%d files, want 7", len(entries))
-	}
-	for _, e := range entries {
-		want := os.FileMode(0o644)
-		if strings.HasSuffix(e.Name(), ".key") {
-			want = 0o600
-		}
-		if i, _ := e.Info(); i.Mode().Perm() != want {
-			t.Errorf("%s has mode %v, want %v", e.Name(), i.Mode(), want)
-		}
-		text, _ := os.ReadFile(filepath.Join(dir, e.Name()))
-		if !strings.HasSuffix(e.Name(), ".key") && bytes.Contains(text, []byte("PRIVATE")) {
-			t.Errorf("%s holds a private key", e.Name())
+	for path, want := range map[string]os.FileMode{
+		filepath.Join(dir, sealedFile): 0o600, filepath.Join(dir, publicFile): 0o644, KeyFileBeside(dir): 0o600,
+	} {
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != want {
+			t.Errorf("%s: %v %v", path, info, err)
 		}
 	}
-	if left, _ := os.ReadDir(filepath.Dir(dir)); len(left) != 1 {
+	if entries, _ := os.ReadDir(dir); len(entries) != 2 {
+		t.Errorf("%d files, want 2", len(entries))
+	}
+	if text, _ := os.ReadFile(filepath.Join(dir, publicFile)); !bytes.Equal(text, a.Bundle().PEM()) {
+		t.Error("the CA file for others is not the roots")
+	}
+	if left, _ := os.ReadDir(filepath.Dir(dir)); len(left) != 2 { // the CA and its key file
 		t.Errorf("temporary files were left: %v", left)
 	}
 	pins := a.Pins()
@@ -97,38 +93,56 @@ func TestOpenAuthorityDamaged(t *testing.T) {
 	if _, err := CreateAuthority(foreign, Secret{}, testDomain, epoch); err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range []string{rootCertFile, rootKeyFile, nextRootKeyFile, componentsCertFile, componentsKeyFile, callersCertFile, callersKeyFile} {
-		for how, damage := range map[string]func(path string) error{
-			"missing":   os.Remove,
-			"cut short": func(p string) error { return os.Truncate(p, 40) },
-			"readable": func(p string) error {
-				if strings.HasSuffix(p, ".key") {
-					return os.Chmod(p, 0o640)
-				}
-				return os.Truncate(p, 0)
-			},
-			"foreign": func(p string) error {
-				text, err := os.ReadFile(filepath.Join(foreign, file))
-				if err != nil || file == nextRootKeyFile { // any key can be the next
-					return os.Remove(p)
-				}
-				return os.WriteFile(p, text, 0o600)
-			},
-		} {
-			dir := filepath.Join(t.TempDir(), "ca")
-			if _, err := CreateAuthority(dir, Secret{}, testDomain, epoch); err != nil {
-				t.Fatal(err)
+	copyOver := func(from, to string) error {
+		text, err := os.ReadFile(from)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(to, text, 0o600)
+	}
+	flip := func(at int) func(string) error {
+		return func(dir string) error {
+			path := filepath.Join(dir, sealedFile)
+			text, err := os.ReadFile(path)
+			if err != nil {
+				return err
 			}
-			if err := damage(filepath.Join(dir, file)); err != nil {
-				t.Fatal(err)
-			}
-			_, err := OpenAuthority(dir, Secret{})
-			if err == nil || errors.Is(err, ErrNoAuthority) {
-				t.Errorf("%s %s: %v", file, how, err)
-			}
-			if _, err := CreateAuthority(dir, Secret{}, testDomain, epoch); !errors.Is(err, ErrAuthorityExists) {
-				t.Errorf("%s %s: a new authority was made over it: %v", file, how, err)
-			}
+			text[(at+len(text))%len(text)] ^= 1
+			return os.WriteFile(path, text, 0o600)
+		}
+	}
+	for how, tc := range map[string]struct {
+		secret bool // it is the secret's fault
+		damage func(dir string) error
+	}{
+		"missing":            {false, func(dir string) error { return os.Remove(filepath.Join(dir, sealedFile)) }},
+		"cut short":          {false, func(dir string) error { return os.Truncate(filepath.Join(dir, sealedFile), 40) }},
+		"cut in the content": {false, func(dir string) error { return os.Truncate(filepath.Join(dir, sealedFile), 400) }},
+		"empty":              {false, func(dir string) error { return os.Truncate(filepath.Join(dir, sealedFile), 0) }},
+		"readable":           {false, func(dir string) error { return os.Chmod(filepath.Join(dir, sealedFile), 0o640) }},
+		"a bit in the head":  {false, flip(160)},
+		"a bit in the body":  {false, flip(-9)},
+		"foreign": {true, func(dir string) error {
+			return copyOver(filepath.Join(foreign, sealedFile), filepath.Join(dir, sealedFile))
+		}},
+		"foreign key":  {true, func(dir string) error { return copyOver(KeyFileBeside(foreign), KeyFileBeside(dir)) }},
+		"no key":       {true, func(dir string) error { return os.Remove(KeyFileBeside(dir)) }},
+		"a public key": {false, func(dir string) error { return os.Chmod(KeyFileBeside(dir), 0o644) }},
+		"an empty key": {false, func(dir string) error { return os.Truncate(KeyFileBeside(dir), 0) }},
+	} {
+		dir := filepath.Join(t.TempDir(), "ca")
+		if _, err := CreateAuthority(dir, Secret{}, testDomain, epoch); err != nil {
+			t.Fatal(err)
+		}
+		if err := tc.damage(dir); err != nil {
+			t.Fatal(err)
+		}
+		_, err := OpenAuthority(dir, Secret{})
+		if err == nil || errors.Is(err, ErrNoAuthority) || errors.Is(err, ErrWrongSecret) != tc.secret {
+			t.Errorf("%s: %v", how, err)
+		}
+		if _, err := CreateAuthority(dir, Secret{}, testDomain, epoch); !errors.Is(err, ErrAuthorityExists) {
+			t.Errorf("%s: a new authority was made over it: %v", how, err)
 		}
 	}
 }
@@ -140,7 +154,7 @@ func TestCreateAuthorityAfterCrash(t *testing.T) {
 	dir := filepath.Join(parent, "ca")
 	temp := filepath.Join(parent, tempPrefix+"ca-123")
 	os.Mkdir(temp, 0o700)
-	os.WriteFile(filepath.Join(temp, rootKeyFile), []byte("-----BEGIN"), 0o600)
+	os.WriteFile(filepath.Join(temp, sealedFile), []byte("age-encryption.org/v1"), 0o600)
 	if _, err := OpenAuthority(dir, Secret{}); !errors.Is(err, ErrNoAuthority) {
 		t.Errorf("%v", err)
 	}
@@ -319,7 +333,7 @@ func TestIssueChecksItself(t *testing.T) {
 		"no EKU":            func(p *prepared) { p.template.ExtKeyUsage = nil },
 		"no incarnation":    func(p *prepared) { p.template.Subject.SerialNumber = "" },
 		"other incarnation": func(p *prepared) { p.template.Subject.SerialNumber = "2" },
-		"callers' issuer":   func(p *prepared) { p.by = a.callers },
+		"callers' issuer":   func(p *prepared) { p.by = a.callers.issuer },
 		"over already":      func(p *prepared) { p.template.NotAfter = epoch.Add(-time.Second) },
 	} {
 		p, err := a.prepareComponent(ComponentRequest{ID: testID(RoleGateway, "office"), Incarnation: 1, PublicKey: testKey(t).Public()}, epoch)

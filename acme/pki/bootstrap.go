@@ -104,7 +104,7 @@ func (t Token) VerifyCore(chain []*x509.Certificate, now time.Time) (ID, error) 
 	}
 	if len(roots) == 0 {
 		return ID{}, refusef(CodePinMismatch,
-			"if the token is from another installation, or its CA was made anew, add the component again and use the new token; if not, something between the two answers in core's place",
+			"if the token is from another installation, or the CA was made anew or rotated twice since, remove the component, add it again and use the new token; if not, something between the two answers in core's place",
 			"the other side (%s) is not under the root CA that the join token pins", whose(chain[0]))
 	}
 	id, err := CertificateID(chain[0])

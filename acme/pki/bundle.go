@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"sallyport/roles/control"
@@ -19,7 +20,12 @@ type Bundle struct {
 	Roots                  []*x509.Certificate
 	ComponentIntermediates []*x509.Certificate
 	CallerIntermediates    []*x509.Certificate
+	CallerRoots            []*x509.Certificate // beside Roots, what other software needs to verify callers and services; anchors of nothing here
 }
+
+// maxBundle bounds each list of a bundle. Former issuers of callers make most
+// of the longest.
+const maxBundle = 16
 
 // ComponentVerifier verifies identities on component links.
 func (b *Bundle) ComponentVerifier(now func() time.Time, revoked func(*x509.Certificate, ID, uint64) bool) *Verifier {
@@ -37,13 +43,16 @@ func (b *Bundle) CallerVerifier(now func() time.Time, revoked func(*x509.Certifi
 	return &Verifier{TrustDomain: b.TrustDomain, Anchors: b.CallerIntermediates, Now: now, Revoked: revoked}
 }
 
-// PEM is the roots: the CA file that other software is given.
-func (b *Bundle) PEM() []byte { return MarshalCertificatesPEM(b.Roots) }
+// PEM is the CA file that other software is given: the roots, and those of
+// imported or former issuers of callers and services.
+func (b *Bundle) PEM() []byte {
+	return MarshalCertificatesPEM(slices.Concat(b.Roots, b.CallerRoots))
+}
 
-// RootPool is the roots for crypto/tls.
+// RootPool is what PEM holds, for crypto/tls, to verify services and callers.
 func (b *Bundle) RootPool() *x509.CertPool {
 	pool := x509.NewCertPool()
-	for _, c := range b.Roots {
+	for _, c := range slices.Concat(b.Roots, b.CallerRoots) {
 		pool.AddCert(c)
 	}
 	return pool
@@ -75,7 +84,7 @@ func (b *Bundle) Equal(o *Bundle) bool {
 		return true
 	}
 	return b.TrustDomain == o.TrustDomain && same(b.Roots, o.Roots) &&
-		same(b.ComponentIntermediates, o.ComponentIntermediates) && same(b.CallerIntermediates, o.CallerIntermediates)
+		same(b.ComponentIntermediates, o.ComponentIntermediates) && same(b.CallerIntermediates, o.CallerIntermediates) && same(b.CallerRoots, o.CallerRoots)
 }
 
 // Proto is the bundle as it travels.
@@ -92,6 +101,7 @@ func (b *Bundle) Proto() *control.TrustBundle {
 		Roots:                  raw(b.Roots),
 		ComponentIntermediates: raw(b.ComponentIntermediates),
 		CallerIntermediates:    raw(b.CallerIntermediates),
+		CallerRoots:            raw(b.CallerRoots),
 	}
 }
 
@@ -105,11 +115,11 @@ func BundleFromProto(p *control.TrustBundle) (*Bundle, error) {
 	for _, part := range []struct {
 		to  *[]*x509.Certificate
 		der [][]byte
-	}{{&b.Roots, p.GetRoots()}, {&b.ComponentIntermediates, p.GetComponentIntermediates()}, {&b.CallerIntermediates, p.GetCallerIntermediates()}} {
+	}{{&b.Roots, p.GetRoots()}, {&b.ComponentIntermediates, p.GetComponentIntermediates()}, {&b.CallerIntermediates, p.GetCallerIntermediates()}, {&b.CallerRoots, p.GetCallerRoots()}} {
 		if len(part.der) == 0 {
 			continue
 		}
-		certs, err := ParseChain(part.der)
+		certs, err := parseCertificates(part.der, maxBundle)
 		if err != nil {
 			return nil, fmt.Errorf("trust bundle: %w", err)
 		}
@@ -131,7 +141,7 @@ func (b *Bundle) check() error {
 	if len(b.Roots) == 0 || len(b.ComponentIntermediates) == 0 {
 		return errors.New("trust bundle: it needs at least one root and one component intermediate")
 	}
-	for _, part := range [][]*x509.Certificate{b.Roots, b.ComponentIntermediates, b.CallerIntermediates} {
+	for _, part := range [][]*x509.Certificate{b.Roots, b.ComponentIntermediates, b.CallerIntermediates, b.CallerRoots} {
 		for _, c := range part {
 			if !c.BasicConstraintsValid || !c.IsCA {
 				return fmt.Errorf("trust bundle: %s is not a CA certificate", printable(c.Subject.String(), 200))
@@ -158,7 +168,7 @@ func (b *Bundle) check() error {
 			return fmt.Errorf("trust bundle: no root in it has signed %s", printable(c.Subject.String(), 200))
 		}
 	}
-	for _, c := range b.CallerIntermediates {
+	for _, c := range slices.Concat(b.CallerIntermediates, b.CallerRoots) {
 		if hasPolicy(c, componentPolicy) {
 			return fmt.Errorf("trust bundle: %s stands among the callers' issuers and is a component intermediate", printable(c.Subject.String(), 200))
 		}

@@ -33,7 +33,7 @@ func TestDescribe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	hostile := forge(t, a.callers, &x509.Certificate{SerialNumber: component.Chain[0].SerialNumber, NotBefore: epoch, NotAfter: epoch.Add(time.Hour),
+	hostile := forge(t, a.callers.issuer, &x509.Certificate{SerialNumber: component.Chain[0].SerialNumber, NotBefore: epoch, NotAfter: epoch.Add(time.Hour),
 		Subject: pkix.Name{CommonName: "x\x1b[2J\nValid until\tforever"}}, key.Public())
 	for name, tc := range map[string]struct {
 		cert *x509.Certificate

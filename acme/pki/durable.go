@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 )
 
 const tempPrefix = ".tmp-"
@@ -33,7 +34,7 @@ func writeDir(dir string, files map[string][]byte) error {
 	defer os.RemoveAll(temp) // after the rename there is nothing by that name
 	for name, data := range files {
 		mode := os.FileMode(0o644)
-		if strings.HasSuffix(name, ".key") {
+		if filepath.Ext(name) != ".crt" {
 			mode = 0o600
 		}
 		if err := writeSynced(filepath.Join(temp, name), data, mode); err != nil {
@@ -57,6 +58,21 @@ func writeDir(dir string, files map[string][]byte) error {
 // replaceFile gives path a new content, durably and at once: readers and a
 // power cut see the old file or the new one. Files are 0600.
 func replaceFile(path string, data []byte) error {
+	return placeFile(path, data, 0o600, os.Rename)
+}
+
+// createFile is replaceFile where nothing may be replaced: fs.ErrExist.
+func createFile(path string, data []byte) error {
+	return placeFile(path, data, 0o600, func(temp, path string) error {
+		if err := os.Link(temp, path); err != nil {
+			return err
+		}
+		return os.Remove(temp)
+	})
+}
+
+// placeFile writes and syncs a file beside path and lets place bring it there.
+func placeFile(path string, data []byte, mode os.FileMode, place func(temp, path string) error) error {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, tempPrefix+filepath.Base(path)+"-") // 0600
 	if err != nil {
@@ -64,6 +80,9 @@ func replaceFile(path string, data []byte) error {
 	}
 	temp := f.Name()
 	_, err = f.Write(data)
+	if err == nil && mode != 0o600 {
+		err = f.Chmod(mode)
+	}
 	if err == nil {
 		err = f.Sync()
 	}
@@ -71,13 +90,26 @@ func replaceFile(path string, data []byte) error {
 		err = cerr
 	}
 	if err == nil {
-		err = os.Rename(temp, path)
+		err = place(temp, path)
 	}
 	if err != nil {
 		os.Remove(temp)
 		return err
 	}
 	return syncDir(dir)
+}
+
+// lockDir keeps other processes that ask alike out of dir until unlock.
+func lockDir(dir string) (unlock func(), err error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(d.Fd()), syscall.LOCK_EX); err != nil {
+		d.Close()
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	return func() { d.Close() }, nil
 }
 
 // removeTemps removes what a killed process left of replaceFile for path.

@@ -67,7 +67,7 @@ func TestExplainHandshakes(t *testing.T) {
 			t.Fatal(err)
 		}
 		p.template.DNSNames = nil
-		return tls.Certificate{Certificate: [][]byte{forge(t, a.callers, p.template, key.Public()).Raw, a.callers.cert.Raw}, PrivateKey: key}
+		return tls.Certificate{Certificate: [][]byte{forge(t, a.callers.issuer, p.template, key.Public()).Raw, a.callers.cert.Raw}, PrivateKey: key}
 	}()
 	public := func() tls.Certificate { // as a public CA makes it, without its intermediate
 		key := testKey(t)
@@ -76,7 +76,7 @@ func TestExplainHandshakes(t *testing.T) {
 			t.Fatal(err)
 		}
 		p.template.IssuingCertificateURL = []string{"http://ca.example.org/ca.crt"}
-		return tls.Certificate{Certificate: [][]byte{forge(t, a.callers, p.template, key.Public()).Raw}, PrivateKey: key}
+		return tls.Certificate{Certificate: [][]byte{forge(t, a.callers.issuer, p.template, key.Public()).Raw}, PrivateKey: key}
 	}()
 	selfSigned := func() tls.Certificate {
 		key := testKey(t)

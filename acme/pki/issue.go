@@ -11,7 +11,7 @@ import (
 
 // Issued is a certificate that has passed its self-check.
 type Issued struct {
-	Chain  []*x509.Certificate // the leaf and its intermediate, without the root
+	Chain  []*x509.Certificate // the leaf and what leads from it to the root, without the root
 	Serial string              // as Serial writes it
 }
 
@@ -54,7 +54,7 @@ func issue(p *prepared, now time.Time) (*Issued, error) {
 	if err != nil {
 		return nil, err
 	}
-	chain := []*x509.Certificate{cert, p.by.cert}
+	chain := append([]*x509.Certificate{cert, p.by.cert}, p.above...)
 	if !samePublicKey(cert.PublicKey, p.public) {
 		err = errors.New("it holds another key")
 	}

@@ -167,7 +167,11 @@ func ParseCertificatesPEM(text []byte) ([]*x509.Certificate, error) {
 
 // ParseChain reads certificates in DER as peers send them, within bounds.
 func ParseChain(ders [][]byte) ([]*x509.Certificate, error) {
-	if len(ders) == 0 || len(ders) > maxChain {
+	return parseCertificates(ders, maxChain)
+}
+
+func parseCertificates(ders [][]byte, most int) ([]*x509.Certificate, error) {
+	if len(ders) == 0 || len(ders) > most {
 		return nil, refusef(CodeBadCertificate, "send the leaf and its intermediates only", "a chain of %d certificates", len(ders))
 	}
 	chain := make([]*x509.Certificate, len(ders))

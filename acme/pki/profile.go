@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/rsa"
 	"crypto/x509"
@@ -79,6 +80,7 @@ type LeafRequest struct {
 type prepared struct {
 	template *x509.Certificate
 	by       issuer
+	above    []*x509.Certificate // of by, to send along
 	public   crypto.PublicKey
 	verify   func(chain []*x509.Certificate, now time.Time) error // how the result must look
 }
@@ -102,6 +104,9 @@ func (a *Authority) prepareComponent(r ComponentRequest, now time.Time) (*prepar
 	}
 	if t.NotAfter.After(a.components.cert.NotAfter) {
 		t.NotAfter = a.components.cert.NotAfter
+	}
+	if err := a.ownKey(r.PublicKey); err != nil {
+		return nil, err
 	}
 	if err := setNames(t, r.DNS, r.IPs, []string{r.ID.String()}, false); err != nil {
 		return nil, err
@@ -152,6 +157,9 @@ func (a *Authority) prepareLeaf(r LeafRequest, now time.Time) (*prepared, error)
 	if err != nil {
 		return nil, err
 	}
+	if err := a.ownKey(r.PublicKey); err != nil {
+		return nil, err
+	}
 	if end := a.callers.cert.NotAfter; t.NotAfter.After(end) {
 		return nil, fmt.Errorf("the certificate would be valid until %s, longer than its CA, which ends at %s: ask for a shorter validity", clock(t.NotAfter), clock(end))
 	}
@@ -181,7 +189,7 @@ func (a *Authority) prepareLeaf(r LeafRequest, now time.Time) (*prepared, error)
 	if r.Client {
 		t.ExtKeyUsage = append(t.ExtKeyUsage, x509.ExtKeyUsageClientAuth)
 	}
-	return &prepared{template: t, by: a.callers, public: r.PublicKey, verify: func(chain []*x509.Certificate, now time.Time) error {
+	return &prepared{template: t, by: a.callers.issuer, above: a.aboveCallers(now), public: r.PublicKey, verify: func(chain []*x509.Certificate, now time.Time) error {
 		return a.verifyLeaf(chain, r, now)
 	}}, nil
 }
@@ -195,8 +203,10 @@ func (a *Authority) verifyLeaf(chain []*x509.Certificate, r LeafRequest, now tim
 		}
 	}
 	roots, between := x509.NewCertPool(), x509.NewCertPool()
-	roots.AddCert(a.root)
-	between.AddCert(a.callers.cert)
+	roots.AddCert(a.callers.top())
+	for _, c := range chain[1:] {
+		between.AddCert(c)
+	}
 	uses := []x509.ExtKeyUsage{}
 	if r.Server {
 		uses = append(uses, x509.ExtKeyUsageServerAuth)
@@ -219,6 +229,20 @@ func (a *Authority) verifyLeaf(chain []*x509.Certificate, r LeafRequest, now tim
 	return err
 }
 
+// aboveCallers is what has to be sent above the callers' issuer, so that who has
+// installed the CA can verify: an imported CA's own intermediates, and after a
+// rotation what leads over from the root before.
+func (a *Authority) aboveCallers(now time.Time) []*x509.Certificate {
+	if a.state.imported == nil {
+		return a.leadOver(now)
+	}
+	above := a.callers.above
+	if n := len(above); n > 0 && selfSigned(above[n-1]) {
+		above = above[:n-1]
+	}
+	return above
+}
+
 func (a *Authority) verifier(anchor *x509.Certificate, now time.Time) *Verifier {
 	return &Verifier{TrustDomain: a.trustDomain, Anchors: []*x509.Certificate{anchor}, Now: func() time.Time { return now }}
 }
@@ -239,7 +263,7 @@ func leafTemplate(ca *x509.Certificate, pub crypto.PublicKey, now time.Time, lif
 		return nil, err
 	}
 	if samePublicKey(pub, ca.PublicKey) {
-		return nil, errors.New("the key is that of the CA itself: make a new one")
+		return nil, errKeyOfCA
 	}
 	if lifetime < minLifetime {
 		return nil, fmt.Errorf("a validity of %s is too short: %s is the least", lifetime, minLifetime)
@@ -262,6 +286,23 @@ func leafTemplate(ca *x509.Certificate, pub crypto.PublicKey, now time.Time, lif
 		BasicConstraintsValid: true,
 		SubjectKeyId:          hash[:20],
 	}, nil
+}
+
+var errKeyOfCA = errors.New("the key is that of the CA itself: make a new one")
+
+// ownKey refuses every key that belongs to this CA.
+func (a *Authority) ownKey(pub crypto.PublicKey) error {
+	for _, c := range a.Certificates() {
+		if samePublicKey(pub, c.Cert.PublicKey) {
+			return errKeyOfCA
+		}
+	}
+	return nil
+}
+
+// selfSigned reports whether a certificate is a root.
+func selfSigned(c *x509.Certificate) bool {
+	return bytes.Equal(c.RawSubject, c.RawIssuer) && c.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature) == nil
 }
 
 func isSPIFFE(uri string) bool {

@@ -303,7 +303,7 @@ func TestVerifyCore(t *testing.T) {
 		{"a client that says core", CodeWrongIssuer, func() []*x509.Certificate {
 			key := testKey(t)
 			leaf := componentTemplate(t, a, RoleCore, "core", key.Public())
-			return []*x509.Certificate{forge(t, a.callers, leaf, key.Public()), a.callers.cert, a.root}
+			return []*x509.Certificate{forge(t, a.callers.issuer, leaf, key.Public()), a.callers.cert, a.root}
 		}()},
 		{"the newcomer's own kind of certificate", CodePinMismatch, func() []*x509.Certificate {
 			cert, err := tok.BootstrapCertificate(epoch)

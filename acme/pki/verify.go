@@ -152,11 +152,14 @@ func (v *Verifier) begin(chain []*x509.Certificate) (*x509.Certificate, time.Tim
 	if len(chain) > maxChain {
 		return nil, time.Time{}, refusef(CodeBadCertificate, "send the leaf and its intermediates only", "a chain of %d certificates", len(chain))
 	}
-	now := time.Now()
+	return chain[0], v.clock(), nil
+}
+
+func (v *Verifier) clock() time.Time {
 	if v.Now != nil {
-		now = v.Now()
+		return v.Now()
 	}
-	return chain[0], now, nil
+	return time.Now()
 }
 
 // paths finds the ways from the leaf to an anchor.

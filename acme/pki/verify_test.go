@@ -130,8 +130,8 @@ func TestComponentVerifierRefuses(t *testing.T) {
 		}},
 		{"weak RSA key", CodeWeakKey, "1024 bits", func(s *spoil) { s.pub = weak.Public() }},
 		{"weak curve", CodeWeakKey, "P-224", func(s *spoil) { s.pub = p224.Public() }},
-		{"callers' intermediate", CodeWrongIssuer, "callers and services", func(s *spoil) { s.by = a.callers }},
-		{"callers' intermediate, root anchored", CodeWrongIssuer, "callers and services", func(s *spoil) { s.by = a.callers; s.anchors = []*x509.Certificate{a.root} }},
+		{"callers' intermediate", CodeWrongIssuer, "callers and services", func(s *spoil) { s.by = a.callers.issuer }},
+		{"callers' intermediate, root anchored", CodeWrongIssuer, "callers and services", func(s *spoil) { s.by = a.callers.issuer; s.anchors = []*x509.Certificate{a.root} }},
 		{"another CA", CodeUnknownAuthority, "not trusted here", func(s *spoil) { s.by = other.components }},
 		{"another CA's root in the chain", CodeUnknownAuthority, "not trusted here", func(s *spoil) {
 			s.by = other.components
@@ -269,7 +269,7 @@ func TestCaller(t *testing.T) {
 				t.Fatal(err)
 			}
 			mod(p.template)
-			return []*x509.Certificate{forge(t, a.callers, p.template, pub), a.callers.cert}
+			return []*x509.Certificate{forge(t, a.callers.issuer, p.template, pub), a.callers.cert}
 		}
 	}
 	for _, tc := range []struct {
