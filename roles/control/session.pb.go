@@ -70,7 +70,7 @@ func (x CertificateRequest_Purpose) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CertificateRequest_Purpose.Descriptor instead.
 func (CertificateRequest_Purpose) EnumDescriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{20, 0}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{21, 0}
 }
 
 // Frame is one message of a control session. A component sends hello first and
@@ -87,6 +87,7 @@ type Frame struct {
 	//	*Frame_Denials
 	//	*Frame_RevocationList
 	//	*Frame_Alert
+	//	*Frame_Renewed
 	//	*Frame_Welcome
 	//	*Frame_HeartbeatReply
 	//	*Frame_Snapshot
@@ -206,6 +207,15 @@ func (x *Frame) GetAlert() *Alert {
 	return nil
 }
 
+func (x *Frame) GetRenewed() *Renewed {
+	if x != nil {
+		if x, ok := x.Frame.(*Frame_Renewed); ok {
+			return x.Renewed
+		}
+	}
+	return nil
+}
+
 func (x *Frame) GetWelcome() *Welcome {
 	if x != nil {
 		if x, ok := x.Frame.(*Frame_Welcome); ok {
@@ -281,11 +291,15 @@ type Frame_Denials struct {
 }
 
 type Frame_RevocationList struct {
-	RevocationList *RevocationList `protobuf:"bytes,7,opt,name=revocation_list,json=revocationList,proto3,oneof"` // answers Snapshot.want_revocation_list
+	RevocationList *RevocationList `protobuf:"bytes,7,opt,name=revocation_list,json=revocationList,proto3,oneof"` // answers Welcome.want_revocation_list
 }
 
 type Frame_Alert struct {
 	Alert *Alert `protobuf:"bytes,8,opt,name=alert,proto3,oneof"`
+}
+
+type Frame_Renewed struct {
+	Renewed *Renewed `protobuf:"bytes,9,opt,name=renewed,proto3,oneof"`
 }
 
 type Frame_Welcome struct {
@@ -324,6 +338,8 @@ func (*Frame_Denials) isFrame_Frame() {}
 func (*Frame_RevocationList) isFrame_Frame() {}
 
 func (*Frame_Alert) isFrame_Frame() {}
+
+func (*Frame_Renewed) isFrame_Frame() {}
 
 func (*Frame_Welcome) isFrame_Frame() {}
 
@@ -482,11 +498,12 @@ func (x *Hello) GetCertificates() []*Certificate {
 }
 
 type Welcome struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
-	UnixNano      int64                  `protobuf:"varint,2,opt,name=unix_nano,json=unixNano,proto3" json:"unix_nano,omitempty"` // core's clock
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Version            string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	UnixNano           int64                  `protobuf:"varint,2,opt,name=unix_nano,json=unixNano,proto3" json:"unix_nano,omitempty"`                                 // core's clock
+	WantRevocationList bool                   `protobuf:"varint,3,opt,name=want_revocation_list,json=wantRevocationList,proto3" json:"want_revocation_list,omitempty"` // send the list that the hello named
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Welcome) Reset() {
@@ -533,6 +550,51 @@ func (x *Welcome) GetUnixNano() int64 {
 	return 0
 }
 
+func (x *Welcome) GetWantRevocationList() bool {
+	if x != nil {
+		return x.WantRevocationList
+	}
+	return false
+}
+
+// Renewed says that the component has a new identity in use, so that core, if
+// it was core that dialled, brings up new connections.
+type Renewed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Renewed) Reset() {
+	*x = Renewed{}
+	mi := &file_roles_control_session_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Renewed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Renewed) ProtoMessage() {}
+
+func (x *Renewed) ProtoReflect() protoreflect.Message {
+	mi := &file_roles_control_session_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Renewed.ProtoReflect.Descriptor instead.
+func (*Renewed) Descriptor() ([]byte, []int) {
+	return file_roles_control_session_proto_rawDescGZIP(), []int{4}
+}
+
 // Heartbeat is sent every 5 seconds and is the only truth about "connected".
 type Heartbeat struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
@@ -548,7 +610,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_roles_control_session_proto_msgTypes[4]
+	mi := &file_roles_control_session_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -560,7 +622,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[4]
+	mi := &file_roles_control_session_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -573,7 +635,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{4}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Heartbeat) GetSequence() uint64 {
@@ -628,7 +690,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_roles_control_session_proto_msgTypes[5]
+	mi := &file_roles_control_session_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -640,7 +702,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[5]
+	mi := &file_roles_control_session_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -653,7 +715,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{5}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *HeartbeatReply) GetSequence() uint64 {
@@ -682,7 +744,7 @@ type Generation struct {
 
 func (x *Generation) Reset() {
 	*x = Generation{}
-	mi := &file_roles_control_session_proto_msgTypes[6]
+	mi := &file_roles_control_session_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -694,7 +756,7 @@ func (x *Generation) String() string {
 func (*Generation) ProtoMessage() {}
 
 func (x *Generation) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[6]
+	mi := &file_roles_control_session_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -707,7 +769,7 @@ func (x *Generation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Generation.ProtoReflect.Descriptor instead.
 func (*Generation) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{6}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Generation) GetEpoch() uint64 {
@@ -739,7 +801,7 @@ type TrustBundle struct {
 
 func (x *TrustBundle) Reset() {
 	*x = TrustBundle{}
-	mi := &file_roles_control_session_proto_msgTypes[7]
+	mi := &file_roles_control_session_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -751,7 +813,7 @@ func (x *TrustBundle) String() string {
 func (*TrustBundle) ProtoMessage() {}
 
 func (x *TrustBundle) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[7]
+	mi := &file_roles_control_session_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -764,7 +826,7 @@ func (x *TrustBundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustBundle.ProtoReflect.Descriptor instead.
 func (*TrustBundle) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{7}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *TrustBundle) GetTrustDomain() string {
@@ -817,7 +879,7 @@ type Revocation struct {
 
 func (x *Revocation) Reset() {
 	*x = Revocation{}
-	mi := &file_roles_control_session_proto_msgTypes[8]
+	mi := &file_roles_control_session_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -829,7 +891,7 @@ func (x *Revocation) String() string {
 func (*Revocation) ProtoMessage() {}
 
 func (x *Revocation) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[8]
+	mi := &file_roles_control_session_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -842,7 +904,7 @@ func (x *Revocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
 func (*Revocation) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{8}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Revocation) GetIdentity() string {
@@ -885,6 +947,7 @@ type Snapshot struct {
 	Crl                   []byte                 `protobuf:"bytes,7,opt,name=crl,proto3" json:"crl,omitempty"`                                             // proxies: CRL of the callers' issuer, DER
 	ComponentLifetimeNano int64                  `protobuf:"varint,10,opt,name=component_lifetime_nano,json=componentLifetimeNano,proto3" json:"component_lifetime_nano,omitempty"`
 	CertificateNames      []string               `protobuf:"bytes,11,rep,name=certificate_names,json=certificateNames,proto3" json:"certificate_names,omitempty"` // gateways: names for --export-cert, as core knows them
+	ComponentIssuer       []byte                 `protobuf:"bytes,12,opt,name=component_issuer,json=componentIssuer,proto3" json:"component_issuer,omitempty"`    // SHA-256 of the SPKI of the intermediate that issues components now: whose certificate is from another renews soon
 	// Types that are valid to be assigned to Part:
 	//
 	//	*Snapshot_Proxy
@@ -896,7 +959,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_roles_control_session_proto_msgTypes[9]
+	mi := &file_roles_control_session_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -908,7 +971,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[9]
+	mi := &file_roles_control_session_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -921,7 +984,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{9}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Snapshot) GetGeneration() *Generation {
@@ -987,6 +1050,13 @@ func (x *Snapshot) GetCertificateNames() []string {
 	return nil
 }
 
+func (x *Snapshot) GetComponentIssuer() []byte {
+	if x != nil {
+		return x.ComponentIssuer
+	}
+	return nil
+}
+
 func (x *Snapshot) GetPart() isSnapshot_Part {
 	if x != nil {
 		return x.Part
@@ -1038,7 +1108,7 @@ type SnapshotAck struct {
 
 func (x *SnapshotAck) Reset() {
 	*x = SnapshotAck{}
-	mi := &file_roles_control_session_proto_msgTypes[10]
+	mi := &file_roles_control_session_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1050,7 +1120,7 @@ func (x *SnapshotAck) String() string {
 func (*SnapshotAck) ProtoMessage() {}
 
 func (x *SnapshotAck) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[10]
+	mi := &file_roles_control_session_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1063,7 +1133,7 @@ func (x *SnapshotAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotAck.ProtoReflect.Descriptor instead.
 func (*SnapshotAck) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{10}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SnapshotAck) GetGeneration() *Generation {
@@ -1093,7 +1163,7 @@ type ProxyPart struct {
 
 func (x *ProxyPart) Reset() {
 	*x = ProxyPart{}
-	mi := &file_roles_control_session_proto_msgTypes[11]
+	mi := &file_roles_control_session_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1105,7 +1175,7 @@ func (x *ProxyPart) String() string {
 func (*ProxyPart) ProtoMessage() {}
 
 func (x *ProxyPart) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[11]
+	mi := &file_roles_control_session_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1118,7 +1188,7 @@ func (x *ProxyPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyPart.ProtoReflect.Descriptor instead.
 func (*ProxyPart) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{11}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ProxyPart) GetPolicy() []byte {
@@ -1160,7 +1230,7 @@ type APIKey struct {
 
 func (x *APIKey) Reset() {
 	*x = APIKey{}
-	mi := &file_roles_control_session_proto_msgTypes[12]
+	mi := &file_roles_control_session_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1172,7 +1242,7 @@ func (x *APIKey) String() string {
 func (*APIKey) ProtoMessage() {}
 
 func (x *APIKey) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[12]
+	mi := &file_roles_control_session_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1185,7 +1255,7 @@ func (x *APIKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use APIKey.ProtoReflect.Descriptor instead.
 func (*APIKey) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{12}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *APIKey) GetName() string {
@@ -1220,7 +1290,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_roles_control_session_proto_msgTypes[13]
+	mi := &file_roles_control_session_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1232,7 +1302,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[13]
+	mi := &file_roles_control_session_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1245,7 +1315,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{13}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Service) GetName() string {
@@ -1274,7 +1344,7 @@ type GatewayPart struct {
 
 func (x *GatewayPart) Reset() {
 	*x = GatewayPart{}
-	mi := &file_roles_control_session_proto_msgTypes[14]
+	mi := &file_roles_control_session_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1286,7 +1356,7 @@ func (x *GatewayPart) String() string {
 func (*GatewayPart) ProtoMessage() {}
 
 func (x *GatewayPart) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[14]
+	mi := &file_roles_control_session_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1299,7 +1369,7 @@ func (x *GatewayPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GatewayPart.ProtoReflect.Descriptor instead.
 func (*GatewayPart) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{14}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GatewayPart) GetServe() []string {
@@ -1335,7 +1405,7 @@ type ServiceVerdict struct {
 
 func (x *ServiceVerdict) Reset() {
 	*x = ServiceVerdict{}
-	mi := &file_roles_control_session_proto_msgTypes[15]
+	mi := &file_roles_control_session_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1347,7 +1417,7 @@ func (x *ServiceVerdict) String() string {
 func (*ServiceVerdict) ProtoMessage() {}
 
 func (x *ServiceVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[15]
+	mi := &file_roles_control_session_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1360,7 +1430,7 @@ func (x *ServiceVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceVerdict.ProtoReflect.Descriptor instead.
 func (*ServiceVerdict) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{15}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ServiceVerdict) GetService() string {
@@ -1399,7 +1469,7 @@ type MethodRule struct {
 
 func (x *MethodRule) Reset() {
 	*x = MethodRule{}
-	mi := &file_roles_control_session_proto_msgTypes[16]
+	mi := &file_roles_control_session_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1411,7 +1481,7 @@ func (x *MethodRule) String() string {
 func (*MethodRule) ProtoMessage() {}
 
 func (x *MethodRule) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[16]
+	mi := &file_roles_control_session_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1424,7 +1494,7 @@ func (x *MethodRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MethodRule.ProtoReflect.Descriptor instead.
 func (*MethodRule) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{16}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *MethodRule) GetMatch() string {
@@ -1474,7 +1544,7 @@ type Announcement struct {
 
 func (x *Announcement) Reset() {
 	*x = Announcement{}
-	mi := &file_roles_control_session_proto_msgTypes[17]
+	mi := &file_roles_control_session_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1486,7 +1556,7 @@ func (x *Announcement) String() string {
 func (*Announcement) ProtoMessage() {}
 
 func (x *Announcement) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[17]
+	mi := &file_roles_control_session_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1499,7 +1569,7 @@ func (x *Announcement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Announcement.ProtoReflect.Descriptor instead.
 func (*Announcement) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{17}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Announcement) GetServices() []*AnnouncedService {
@@ -1535,7 +1605,7 @@ type AnnouncedService struct {
 
 func (x *AnnouncedService) Reset() {
 	*x = AnnouncedService{}
-	mi := &file_roles_control_session_proto_msgTypes[18]
+	mi := &file_roles_control_session_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1547,7 +1617,7 @@ func (x *AnnouncedService) String() string {
 func (*AnnouncedService) ProtoMessage() {}
 
 func (x *AnnouncedService) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[18]
+	mi := &file_roles_control_session_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1560,7 +1630,7 @@ func (x *AnnouncedService) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnnouncedService.ProtoReflect.Descriptor instead.
 func (*AnnouncedService) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{18}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AnnouncedService) GetName() string {
@@ -1603,7 +1673,7 @@ type UpstreamState struct {
 
 func (x *UpstreamState) Reset() {
 	*x = UpstreamState{}
-	mi := &file_roles_control_session_proto_msgTypes[19]
+	mi := &file_roles_control_session_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1615,7 +1685,7 @@ func (x *UpstreamState) String() string {
 func (*UpstreamState) ProtoMessage() {}
 
 func (x *UpstreamState) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[19]
+	mi := &file_roles_control_session_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1628,7 +1698,7 @@ func (x *UpstreamState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpstreamState.ProtoReflect.Descriptor instead.
 func (*UpstreamState) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{19}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *UpstreamState) GetName() string {
@@ -1672,7 +1742,7 @@ type CertificateRequest struct {
 
 func (x *CertificateRequest) Reset() {
 	*x = CertificateRequest{}
-	mi := &file_roles_control_session_proto_msgTypes[20]
+	mi := &file_roles_control_session_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1684,7 +1754,7 @@ func (x *CertificateRequest) String() string {
 func (*CertificateRequest) ProtoMessage() {}
 
 func (x *CertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[20]
+	mi := &file_roles_control_session_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1697,7 +1767,7 @@ func (x *CertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateRequest.ProtoReflect.Descriptor instead.
 func (*CertificateRequest) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{20}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CertificateRequest) GetId() uint64 {
@@ -1732,7 +1802,7 @@ type CertificateResponse struct {
 
 func (x *CertificateResponse) Reset() {
 	*x = CertificateResponse{}
-	mi := &file_roles_control_session_proto_msgTypes[21]
+	mi := &file_roles_control_session_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1744,7 +1814,7 @@ func (x *CertificateResponse) String() string {
 func (*CertificateResponse) ProtoMessage() {}
 
 func (x *CertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[21]
+	mi := &file_roles_control_session_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1757,7 +1827,7 @@ func (x *CertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateResponse.ProtoReflect.Descriptor instead.
 func (*CertificateResponse) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{21}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CertificateResponse) GetId() uint64 {
@@ -1792,7 +1862,7 @@ type DenialReport struct {
 
 func (x *DenialReport) Reset() {
 	*x = DenialReport{}
-	mi := &file_roles_control_session_proto_msgTypes[22]
+	mi := &file_roles_control_session_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1804,7 +1874,7 @@ func (x *DenialReport) String() string {
 func (*DenialReport) ProtoMessage() {}
 
 func (x *DenialReport) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[22]
+	mi := &file_roles_control_session_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1817,7 +1887,7 @@ func (x *DenialReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DenialReport.ProtoReflect.Descriptor instead.
 func (*DenialReport) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{22}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DenialReport) GetDenials() []*Denial {
@@ -1848,7 +1918,7 @@ type Denial struct {
 
 func (x *Denial) Reset() {
 	*x = Denial{}
-	mi := &file_roles_control_session_proto_msgTypes[23]
+	mi := &file_roles_control_session_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1860,7 +1930,7 @@ func (x *Denial) String() string {
 func (*Denial) ProtoMessage() {}
 
 func (x *Denial) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[23]
+	mi := &file_roles_control_session_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1873,7 +1943,7 @@ func (x *Denial) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Denial.ProtoReflect.Descriptor instead.
 func (*Denial) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{23}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Denial) GetCaller() string {
@@ -1932,7 +2002,7 @@ type RevocationList struct {
 
 func (x *RevocationList) Reset() {
 	*x = RevocationList{}
-	mi := &file_roles_control_session_proto_msgTypes[24]
+	mi := &file_roles_control_session_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1944,7 +2014,7 @@ func (x *RevocationList) String() string {
 func (*RevocationList) ProtoMessage() {}
 
 func (x *RevocationList) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[24]
+	mi := &file_roles_control_session_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1957,7 +2027,7 @@ func (x *RevocationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationList.ProtoReflect.Descriptor instead.
 func (*RevocationList) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{24}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RevocationList) GetPayload() []byte {
@@ -1992,7 +2062,7 @@ type RevocationListHead struct {
 
 func (x *RevocationListHead) Reset() {
 	*x = RevocationListHead{}
-	mi := &file_roles_control_session_proto_msgTypes[25]
+	mi := &file_roles_control_session_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2004,7 +2074,7 @@ func (x *RevocationListHead) String() string {
 func (*RevocationListHead) ProtoMessage() {}
 
 func (x *RevocationListHead) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[25]
+	mi := &file_roles_control_session_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2017,7 +2087,7 @@ func (x *RevocationListHead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationListHead.ProtoReflect.Descriptor instead.
 func (*RevocationListHead) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{25}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RevocationListHead) GetSequence() uint64 {
@@ -2045,7 +2115,7 @@ type OutsideCertificate struct {
 
 func (x *OutsideCertificate) Reset() {
 	*x = OutsideCertificate{}
-	mi := &file_roles_control_session_proto_msgTypes[26]
+	mi := &file_roles_control_session_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2057,7 +2127,7 @@ func (x *OutsideCertificate) String() string {
 func (*OutsideCertificate) ProtoMessage() {}
 
 func (x *OutsideCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[26]
+	mi := &file_roles_control_session_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2070,7 +2140,7 @@ func (x *OutsideCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutsideCertificate.ProtoReflect.Descriptor instead.
 func (*OutsideCertificate) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{26}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *OutsideCertificate) GetMode() string {
@@ -2102,7 +2172,7 @@ type Certificate struct {
 
 func (x *Certificate) Reset() {
 	*x = Certificate{}
-	mi := &file_roles_control_session_proto_msgTypes[27]
+	mi := &file_roles_control_session_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2114,7 +2184,7 @@ func (x *Certificate) String() string {
 func (*Certificate) ProtoMessage() {}
 
 func (x *Certificate) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[27]
+	mi := &file_roles_control_session_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2127,7 +2197,7 @@ func (x *Certificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
 func (*Certificate) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{27}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Certificate) GetWhat() string {
@@ -2184,7 +2254,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_roles_control_session_proto_msgTypes[28]
+	mi := &file_roles_control_session_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2196,7 +2266,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[28]
+	mi := &file_roles_control_session_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2209,7 +2279,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{28}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Alert) GetCode() string {
@@ -2237,7 +2307,7 @@ var File_roles_control_session_proto protoreflect.FileDescriptor
 
 const file_roles_control_session_proto_rawDesc = "" +
 	"\n" +
-	"\x1broles/control/session.proto\x12\x14sallyport.control.v1\"\x8f\a\n" +
+	"\x1broles/control/session.proto\x12\x14sallyport.control.v1\"\xca\a\n" +
 	"\x05Frame\x123\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1b.sallyport.control.v1.HelloH\x00R\x05hello\x12?\n" +
 	"\theartbeat\x18\x02 \x01(\v2\x1f.sallyport.control.v1.HeartbeatH\x00R\theartbeat\x125\n" +
@@ -2247,6 +2317,7 @@ const file_roles_control_session_proto_rawDesc = "" +
 	"\adenials\x18\x06 \x01(\v2\".sallyport.control.v1.DenialReportH\x00R\adenials\x12O\n" +
 	"\x0frevocation_list\x18\a \x01(\v2$.sallyport.control.v1.RevocationListH\x00R\x0erevocationList\x123\n" +
 	"\x05alert\x18\b \x01(\v2\x1b.sallyport.control.v1.AlertH\x00R\x05alert\x129\n" +
+	"\arenewed\x18\t \x01(\v2\x1d.sallyport.control.v1.RenewedH\x00R\arenewed\x129\n" +
 	"\awelcome\x18\x10 \x01(\v2\x1d.sallyport.control.v1.WelcomeH\x00R\awelcome\x12O\n" +
 	"\x0fheartbeat_reply\x18\x11 \x01(\v2$.sallyport.control.v1.HeartbeatReplyH\x00R\x0eheartbeatReply\x12<\n" +
 	"\bsnapshot\x18\x12 \x01(\v2\x1e.sallyport.control.v1.SnapshotH\x00R\bsnapshot\x12^\n" +
@@ -2263,10 +2334,12 @@ const file_roles_control_session_proto_rawDesc = "" +
 	"\x04held\x18\x03 \x01(\v2 .sallyport.control.v1.GenerationR\x04held\x12!\n" +
 	"\fstarted_unix\x18\x04 \x01(\x03R\vstartedUnix\x12S\n" +
 	"\x10revocations_held\x18\x05 \x01(\v2(.sallyport.control.v1.RevocationListHeadR\x0frevocationsHeld\x12E\n" +
-	"\fcertificates\x18\x06 \x03(\v2!.sallyport.control.v1.CertificateR\fcertificates\"@\n" +
+	"\fcertificates\x18\x06 \x03(\v2!.sallyport.control.v1.CertificateR\fcertificates\"r\n" +
 	"\aWelcome\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1b\n" +
-	"\tunix_nano\x18\x02 \x01(\x03R\bunixNano\"\x83\x02\n" +
+	"\tunix_nano\x18\x02 \x01(\x03R\bunixNano\x120\n" +
+	"\x14want_revocation_list\x18\x03 \x01(\bR\x12wantRevocationList\"\t\n" +
+	"\aRenewed\"\x83\x02\n" +
 	"\tHeartbeat\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x1b\n" +
 	"\tunix_nano\x18\x02 \x01(\x03R\bunixNano\x12\"\n" +
@@ -2294,7 +2367,7 @@ const file_roles_control_session_proto_rawDesc = "" +
 	"\bidentity\x18\x01 \x01(\tR\bidentity\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x16\n" +
 	"\x06serial\x18\x03 \x01(\tR\x06serial\x12\x10\n" +
-	"\x03key\x18\x04 \x01(\fR\x03key\"\xfe\x04\n" +
+	"\x03key\x18\x04 \x01(\fR\x03key\"\xa9\x05\n" +
 	"\bSnapshot\x12@\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\v2 .sallyport.control.v1.GenerationR\n" +
@@ -2307,7 +2380,8 @@ const file_roles_control_session_proto_rawDesc = "" +
 	"\x03crl\x18\a \x01(\fR\x03crl\x126\n" +
 	"\x17component_lifetime_nano\x18\n" +
 	" \x01(\x03R\x15componentLifetimeNano\x12+\n" +
-	"\x11certificate_names\x18\v \x03(\tR\x10certificateNames\x127\n" +
+	"\x11certificate_names\x18\v \x03(\tR\x10certificateNames\x12)\n" +
+	"\x10component_issuer\x18\f \x01(\fR\x0fcomponentIssuer\x127\n" +
 	"\x05proxy\x18\b \x01(\v2\x1f.sallyport.control.v1.ProxyPartH\x00R\x05proxy\x12=\n" +
 	"\agateway\x18\t \x01(\v2!.sallyport.control.v1.GatewayPartH\x00R\agatewayB\x06\n" +
 	"\x04part\"e\n" +
@@ -2419,81 +2493,83 @@ func file_roles_control_session_proto_rawDescGZIP() []byte {
 }
 
 var file_roles_control_session_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_roles_control_session_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_roles_control_session_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_roles_control_session_proto_goTypes = []any{
 	(CertificateRequest_Purpose)(0), // 0: sallyport.control.v1.CertificateRequest.Purpose
 	(*Frame)(nil),                   // 1: sallyport.control.v1.Frame
 	(*Refusal)(nil),                 // 2: sallyport.control.v1.Refusal
 	(*Hello)(nil),                   // 3: sallyport.control.v1.Hello
 	(*Welcome)(nil),                 // 4: sallyport.control.v1.Welcome
-	(*Heartbeat)(nil),               // 5: sallyport.control.v1.Heartbeat
-	(*HeartbeatReply)(nil),          // 6: sallyport.control.v1.HeartbeatReply
-	(*Generation)(nil),              // 7: sallyport.control.v1.Generation
-	(*TrustBundle)(nil),             // 8: sallyport.control.v1.TrustBundle
-	(*Revocation)(nil),              // 9: sallyport.control.v1.Revocation
-	(*Snapshot)(nil),                // 10: sallyport.control.v1.Snapshot
-	(*SnapshotAck)(nil),             // 11: sallyport.control.v1.SnapshotAck
-	(*ProxyPart)(nil),               // 12: sallyport.control.v1.ProxyPart
-	(*APIKey)(nil),                  // 13: sallyport.control.v1.APIKey
-	(*Service)(nil),                 // 14: sallyport.control.v1.Service
-	(*GatewayPart)(nil),             // 15: sallyport.control.v1.GatewayPart
-	(*ServiceVerdict)(nil),          // 16: sallyport.control.v1.ServiceVerdict
-	(*MethodRule)(nil),              // 17: sallyport.control.v1.MethodRule
-	(*Announcement)(nil),            // 18: sallyport.control.v1.Announcement
-	(*AnnouncedService)(nil),        // 19: sallyport.control.v1.AnnouncedService
-	(*UpstreamState)(nil),           // 20: sallyport.control.v1.UpstreamState
-	(*CertificateRequest)(nil),      // 21: sallyport.control.v1.CertificateRequest
-	(*CertificateResponse)(nil),     // 22: sallyport.control.v1.CertificateResponse
-	(*DenialReport)(nil),            // 23: sallyport.control.v1.DenialReport
-	(*Denial)(nil),                  // 24: sallyport.control.v1.Denial
-	(*RevocationList)(nil),          // 25: sallyport.control.v1.RevocationList
-	(*RevocationListHead)(nil),      // 26: sallyport.control.v1.RevocationListHead
-	(*OutsideCertificate)(nil),      // 27: sallyport.control.v1.OutsideCertificate
-	(*Certificate)(nil),             // 28: sallyport.control.v1.Certificate
-	(*Alert)(nil),                   // 29: sallyport.control.v1.Alert
+	(*Renewed)(nil),                 // 5: sallyport.control.v1.Renewed
+	(*Heartbeat)(nil),               // 6: sallyport.control.v1.Heartbeat
+	(*HeartbeatReply)(nil),          // 7: sallyport.control.v1.HeartbeatReply
+	(*Generation)(nil),              // 8: sallyport.control.v1.Generation
+	(*TrustBundle)(nil),             // 9: sallyport.control.v1.TrustBundle
+	(*Revocation)(nil),              // 10: sallyport.control.v1.Revocation
+	(*Snapshot)(nil),                // 11: sallyport.control.v1.Snapshot
+	(*SnapshotAck)(nil),             // 12: sallyport.control.v1.SnapshotAck
+	(*ProxyPart)(nil),               // 13: sallyport.control.v1.ProxyPart
+	(*APIKey)(nil),                  // 14: sallyport.control.v1.APIKey
+	(*Service)(nil),                 // 15: sallyport.control.v1.Service
+	(*GatewayPart)(nil),             // 16: sallyport.control.v1.GatewayPart
+	(*ServiceVerdict)(nil),          // 17: sallyport.control.v1.ServiceVerdict
+	(*MethodRule)(nil),              // 18: sallyport.control.v1.MethodRule
+	(*Announcement)(nil),            // 19: sallyport.control.v1.Announcement
+	(*AnnouncedService)(nil),        // 20: sallyport.control.v1.AnnouncedService
+	(*UpstreamState)(nil),           // 21: sallyport.control.v1.UpstreamState
+	(*CertificateRequest)(nil),      // 22: sallyport.control.v1.CertificateRequest
+	(*CertificateResponse)(nil),     // 23: sallyport.control.v1.CertificateResponse
+	(*DenialReport)(nil),            // 24: sallyport.control.v1.DenialReport
+	(*Denial)(nil),                  // 25: sallyport.control.v1.Denial
+	(*RevocationList)(nil),          // 26: sallyport.control.v1.RevocationList
+	(*RevocationListHead)(nil),      // 27: sallyport.control.v1.RevocationListHead
+	(*OutsideCertificate)(nil),      // 28: sallyport.control.v1.OutsideCertificate
+	(*Certificate)(nil),             // 29: sallyport.control.v1.Certificate
+	(*Alert)(nil),                   // 30: sallyport.control.v1.Alert
 }
 var file_roles_control_session_proto_depIdxs = []int32{
 	3,  // 0: sallyport.control.v1.Frame.hello:type_name -> sallyport.control.v1.Hello
-	5,  // 1: sallyport.control.v1.Frame.heartbeat:type_name -> sallyport.control.v1.Heartbeat
-	11, // 2: sallyport.control.v1.Frame.ack:type_name -> sallyport.control.v1.SnapshotAck
-	18, // 3: sallyport.control.v1.Frame.announcement:type_name -> sallyport.control.v1.Announcement
-	21, // 4: sallyport.control.v1.Frame.certificate_request:type_name -> sallyport.control.v1.CertificateRequest
-	23, // 5: sallyport.control.v1.Frame.denials:type_name -> sallyport.control.v1.DenialReport
-	25, // 6: sallyport.control.v1.Frame.revocation_list:type_name -> sallyport.control.v1.RevocationList
-	29, // 7: sallyport.control.v1.Frame.alert:type_name -> sallyport.control.v1.Alert
-	4,  // 8: sallyport.control.v1.Frame.welcome:type_name -> sallyport.control.v1.Welcome
-	6,  // 9: sallyport.control.v1.Frame.heartbeat_reply:type_name -> sallyport.control.v1.HeartbeatReply
-	10, // 10: sallyport.control.v1.Frame.snapshot:type_name -> sallyport.control.v1.Snapshot
-	22, // 11: sallyport.control.v1.Frame.certificate_response:type_name -> sallyport.control.v1.CertificateResponse
-	2,  // 12: sallyport.control.v1.Frame.refusal:type_name -> sallyport.control.v1.Refusal
-	7,  // 13: sallyport.control.v1.Hello.held:type_name -> sallyport.control.v1.Generation
-	26, // 14: sallyport.control.v1.Hello.revocations_held:type_name -> sallyport.control.v1.RevocationListHead
-	28, // 15: sallyport.control.v1.Hello.certificates:type_name -> sallyport.control.v1.Certificate
-	28, // 16: sallyport.control.v1.Heartbeat.certificates:type_name -> sallyport.control.v1.Certificate
-	7,  // 17: sallyport.control.v1.Snapshot.generation:type_name -> sallyport.control.v1.Generation
-	8,  // 18: sallyport.control.v1.Snapshot.bundle:type_name -> sallyport.control.v1.TrustBundle
-	9,  // 19: sallyport.control.v1.Snapshot.revocations:type_name -> sallyport.control.v1.Revocation
-	25, // 20: sallyport.control.v1.Snapshot.revocation_list:type_name -> sallyport.control.v1.RevocationList
-	27, // 21: sallyport.control.v1.Snapshot.listener:type_name -> sallyport.control.v1.OutsideCertificate
-	12, // 22: sallyport.control.v1.Snapshot.proxy:type_name -> sallyport.control.v1.ProxyPart
-	15, // 23: sallyport.control.v1.Snapshot.gateway:type_name -> sallyport.control.v1.GatewayPart
-	7,  // 24: sallyport.control.v1.SnapshotAck.generation:type_name -> sallyport.control.v1.Generation
-	13, // 25: sallyport.control.v1.ProxyPart.api_keys:type_name -> sallyport.control.v1.APIKey
-	14, // 26: sallyport.control.v1.ProxyPart.services:type_name -> sallyport.control.v1.Service
-	16, // 27: sallyport.control.v1.GatewayPart.services:type_name -> sallyport.control.v1.ServiceVerdict
-	17, // 28: sallyport.control.v1.GatewayPart.methods:type_name -> sallyport.control.v1.MethodRule
-	19, // 29: sallyport.control.v1.Announcement.services:type_name -> sallyport.control.v1.AnnouncedService
-	20, // 30: sallyport.control.v1.Announcement.upstreams:type_name -> sallyport.control.v1.UpstreamState
-	0,  // 31: sallyport.control.v1.CertificateRequest.purpose:type_name -> sallyport.control.v1.CertificateRequest.Purpose
-	2,  // 32: sallyport.control.v1.CertificateResponse.refusal:type_name -> sallyport.control.v1.Refusal
-	24, // 33: sallyport.control.v1.DenialReport.denials:type_name -> sallyport.control.v1.Denial
-	1,  // 34: sallyport.control.v1.Control.Session:input_type -> sallyport.control.v1.Frame
-	1,  // 35: sallyport.control.v1.Control.Session:output_type -> sallyport.control.v1.Frame
-	35, // [35:36] is the sub-list for method output_type
-	34, // [34:35] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	6,  // 1: sallyport.control.v1.Frame.heartbeat:type_name -> sallyport.control.v1.Heartbeat
+	12, // 2: sallyport.control.v1.Frame.ack:type_name -> sallyport.control.v1.SnapshotAck
+	19, // 3: sallyport.control.v1.Frame.announcement:type_name -> sallyport.control.v1.Announcement
+	22, // 4: sallyport.control.v1.Frame.certificate_request:type_name -> sallyport.control.v1.CertificateRequest
+	24, // 5: sallyport.control.v1.Frame.denials:type_name -> sallyport.control.v1.DenialReport
+	26, // 6: sallyport.control.v1.Frame.revocation_list:type_name -> sallyport.control.v1.RevocationList
+	30, // 7: sallyport.control.v1.Frame.alert:type_name -> sallyport.control.v1.Alert
+	5,  // 8: sallyport.control.v1.Frame.renewed:type_name -> sallyport.control.v1.Renewed
+	4,  // 9: sallyport.control.v1.Frame.welcome:type_name -> sallyport.control.v1.Welcome
+	7,  // 10: sallyport.control.v1.Frame.heartbeat_reply:type_name -> sallyport.control.v1.HeartbeatReply
+	11, // 11: sallyport.control.v1.Frame.snapshot:type_name -> sallyport.control.v1.Snapshot
+	23, // 12: sallyport.control.v1.Frame.certificate_response:type_name -> sallyport.control.v1.CertificateResponse
+	2,  // 13: sallyport.control.v1.Frame.refusal:type_name -> sallyport.control.v1.Refusal
+	8,  // 14: sallyport.control.v1.Hello.held:type_name -> sallyport.control.v1.Generation
+	27, // 15: sallyport.control.v1.Hello.revocations_held:type_name -> sallyport.control.v1.RevocationListHead
+	29, // 16: sallyport.control.v1.Hello.certificates:type_name -> sallyport.control.v1.Certificate
+	29, // 17: sallyport.control.v1.Heartbeat.certificates:type_name -> sallyport.control.v1.Certificate
+	8,  // 18: sallyport.control.v1.Snapshot.generation:type_name -> sallyport.control.v1.Generation
+	9,  // 19: sallyport.control.v1.Snapshot.bundle:type_name -> sallyport.control.v1.TrustBundle
+	10, // 20: sallyport.control.v1.Snapshot.revocations:type_name -> sallyport.control.v1.Revocation
+	26, // 21: sallyport.control.v1.Snapshot.revocation_list:type_name -> sallyport.control.v1.RevocationList
+	28, // 22: sallyport.control.v1.Snapshot.listener:type_name -> sallyport.control.v1.OutsideCertificate
+	13, // 23: sallyport.control.v1.Snapshot.proxy:type_name -> sallyport.control.v1.ProxyPart
+	16, // 24: sallyport.control.v1.Snapshot.gateway:type_name -> sallyport.control.v1.GatewayPart
+	8,  // 25: sallyport.control.v1.SnapshotAck.generation:type_name -> sallyport.control.v1.Generation
+	14, // 26: sallyport.control.v1.ProxyPart.api_keys:type_name -> sallyport.control.v1.APIKey
+	15, // 27: sallyport.control.v1.ProxyPart.services:type_name -> sallyport.control.v1.Service
+	17, // 28: sallyport.control.v1.GatewayPart.services:type_name -> sallyport.control.v1.ServiceVerdict
+	18, // 29: sallyport.control.v1.GatewayPart.methods:type_name -> sallyport.control.v1.MethodRule
+	20, // 30: sallyport.control.v1.Announcement.services:type_name -> sallyport.control.v1.AnnouncedService
+	21, // 31: sallyport.control.v1.Announcement.upstreams:type_name -> sallyport.control.v1.UpstreamState
+	0,  // 32: sallyport.control.v1.CertificateRequest.purpose:type_name -> sallyport.control.v1.CertificateRequest.Purpose
+	2,  // 33: sallyport.control.v1.CertificateResponse.refusal:type_name -> sallyport.control.v1.Refusal
+	25, // 34: sallyport.control.v1.DenialReport.denials:type_name -> sallyport.control.v1.Denial
+	1,  // 35: sallyport.control.v1.Control.Session:input_type -> sallyport.control.v1.Frame
+	1,  // 36: sallyport.control.v1.Control.Session:output_type -> sallyport.control.v1.Frame
+	36, // [36:37] is the sub-list for method output_type
+	35, // [35:36] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_roles_control_session_proto_init() }
@@ -2510,13 +2586,14 @@ func file_roles_control_session_proto_init() {
 		(*Frame_Denials)(nil),
 		(*Frame_RevocationList)(nil),
 		(*Frame_Alert)(nil),
+		(*Frame_Renewed)(nil),
 		(*Frame_Welcome)(nil),
 		(*Frame_HeartbeatReply)(nil),
 		(*Frame_Snapshot)(nil),
 		(*Frame_CertificateResponse)(nil),
 		(*Frame_Refusal)(nil),
 	}
-	file_roles_control_session_proto_msgTypes[9].OneofWrappers = []any{
+	file_roles_control_session_proto_msgTypes[10].OneofWrappers = []any{
 		(*Snapshot_Proxy)(nil),
 		(*Snapshot_Gateway)(nil),
 	}
@@ -2526,7 +2603,7 @@ func file_roles_control_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_roles_control_session_proto_rawDesc), len(file_roles_control_session_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   29,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
