@@ -179,7 +179,7 @@ func (t *tx) admit(token TokenRecord, a Adoption) (Adopted, error) {
 	if err != nil {
 		return Adopted{}, fmt.Errorf("adopt %s: %w", r.Label(), err)
 	}
-	if err := checkIssued(r, a, certificate, chain); err != nil {
+	if err := checkIssued(r, a.SPKI, certificate, chain); err != nil {
 		return Adopted{}, fmt.Errorf("adopt %s: %w", r.Label(), err)
 	}
 	certificate.Incarnation = r.Incarnation
@@ -195,20 +195,23 @@ func (t *tx) admit(token TokenRecord, a Adoption) (Adopted, error) {
 	if err := t.bind(token, r, a, certificate.Serial, chain); err != nil {
 		return Adopted{}, fmt.Errorf("adopt %s: %w", r.Label(), err)
 	}
+	if err := t.insertKey(r, KeyConfirmed, certificate, a.Source, nil); err != nil {
+		return Adopted{}, fmt.Errorf("adopt %s: %w", r.Label(), err)
+	}
 	err = t.audit("component.join", r.Label(), fmt.Sprintf("incarnation %d%s, from %s, key %x, serial %s, %s",
 		r.Incarnation, detail, a.Source, a.SPKI, certificate.Serial, until(certificate.NotAfter)))
 	return Adopted{Component: r, Serial: certificate.Serial, Chain: chain}, err
 }
 
 // checkIssued holds Issue to what it was asked for.
-func checkIssued(r ComponentRecord, a Adoption, c CertificateRecord, chain [][]byte) error {
+func checkIssued(r ComponentRecord, spki []byte, c CertificateRecord, chain [][]byte) error {
 	role, name, err := c.owner()
 	switch {
 	case err != nil:
 		return err
 	case role != r.Role || name != r.Name:
 		return fmt.Errorf("a certificate for %s was issued", c.Identity)
-	case !bytes.Equal(c.SPKI, a.SPKI):
+	case !bytes.Equal(c.SPKI, spki):
 		return errors.New("a certificate for another key was issued")
 	case len(chain) == 0 || !bytes.Equal(chain[0], c.DER):
 		return errors.New("the chain does not begin with the certificate")
@@ -265,6 +268,9 @@ func (t *tx) instance(token TokenRecord, parent ComponentRecord, suffix string) 
 // takeOver ends the proxy that had a reusable token's name until now.
 func (t *tx) takeOver(token TokenRecord, r ComponentRecord, a Adoption) error {
 	if err := t.revokeSerials(r, "taken over by a new start of "+r.Label()); err != nil {
+		return err
+	}
+	if err := t.forgetKeys(r); err != nil {
 		return err
 	}
 	if _, err := t.exec("UPDATE adoptions SET superseded = ? WHERE token = ? AND superseded = 0", nanos(t.now), token.PublicKey); err != nil {

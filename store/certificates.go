@@ -65,11 +65,16 @@ func (t *tx) insertCertificate(r CertificateRecord) error {
 	if err := keyHash("certificate "+r.Serial, r.SPKI); err != nil {
 		return err
 	}
+	if r.Root != nil {
+		if err := keyHash("root of certificate "+r.Serial, r.Root); err != nil {
+			return err
+		}
+	}
 	n, err := t.exec(`INSERT INTO certificates
-		(serial, identity, kind, subject, role, name, incarnation, not_before, not_after, spki, der, recorded, revoked)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (serial) DO NOTHING`,
+		(serial, identity, kind, subject, role, name, incarnation, not_before, not_after, spki, der, root, holder, recorded, revoked, revoked_reason)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (serial) DO NOTHING`,
 		r.Serial, r.Identity, r.Kind, r.Subject, role, name, r.Incarnation, nanos(r.NotBefore), nanos(r.NotAfter),
-		r.SPKI, r.DER, nanos(t.now), nanos(r.Revoked))
+		r.SPKI, r.DER, r.Root, clean(r.Holder, 256), nanos(t.now), nanos(r.Revoked), r.Reason)
 	if err == nil && n == 0 {
 		return fmt.Errorf("a certificate with this serial number %w", ErrExists)
 	}
@@ -78,22 +83,23 @@ func (t *tx) insertCertificate(r CertificateRecord) error {
 
 func scanCertificate(row func(...any) error) (r CertificateRecord, err error) {
 	var notBefore, notAfter, revoked int64
-	err = row(&r.Serial, &r.Identity, &r.Kind, &r.Subject, &r.Incarnation, &notBefore, &notAfter, &r.SPKI, &r.DER, &revoked)
+	err = row(&r.Serial, &r.Identity, &r.Kind, &r.Subject, &r.Incarnation, &notBefore, &notAfter, &r.SPKI, &r.DER, &r.Root, &r.Holder, &revoked, &r.Reason)
 	r.NotBefore, r.NotAfter, r.Revoked = moment(notBefore), moment(notAfter), moment(revoked)
 	return r, err
 }
 
-const selectCertificates = `SELECT serial, identity, kind, subject, incarnation, not_before, not_after, spki, der, revoked
+const selectCertificates = `SELECT serial, identity, kind, subject, incarnation, not_before, not_after, spki, der, root, holder, revoked, revoked_reason
 	FROM certificates c `
 
 // Certificates returns what is valid or not yet valid at now, revoked ones
-// too; of a component only the newest. With superseded, every one that was ever
+// too; of a component and of a holder only the newest. With superseded, every one that was ever
 // recorded. The one that ends first comes first.
 func (c *Core) Certificates(ctx context.Context, superseded bool, now time.Time) ([]CertificateRecord, error) {
 	query, args := selectCertificates, []any{}
 	if !superseded {
 		query += `WHERE not_after > ? AND NOT (kind IN ('core', 'gateway', 'proxy') AND EXISTS (
-			SELECT 1 FROM certificates n WHERE n.role = c.role AND n.name = c.name AND n.kind = c.kind AND n.rowid > c.rowid)) `
+			SELECT 1 FROM certificates n WHERE n.role = c.role AND n.name = c.name AND n.kind = c.kind AND n.rowid > c.rowid))
+			AND NOT (holder <> '' AND EXISTS (SELECT 1 FROM certificates n WHERE n.holder = c.holder AND n.rowid > c.rowid)) `
 		args = append(args, nanos(now))
 	}
 	list, err := all(ctx, c.db.reader, scanCertificate, query+"ORDER BY not_after, c.rowid", args...)

@@ -16,20 +16,8 @@ func (c *Core) RemoveComponent(ctx context.Context, actor Actor, role pki.Role, 
 		if r, err = component(t.ctx, t.sql, role, name); err != nil {
 			return err
 		}
-		instances, err := all(t.ctx, t.sql, scanComponent, selectComponents+"WHERE role = ? AND parent = ?", role, name)
+		instances, err := t.remove(r, "removed")
 		if err != nil {
-			return err
-		}
-		for _, i := range instances {
-			if err := t.dropInstance(i, "removed with "+r.Label()); err != nil {
-				return err
-			}
-		}
-		if r.Parent != "" {
-			if err := t.dropInstance(r, "removed"); err != nil {
-				return err
-			}
-		} else if err := t.retire(r, "removed"); err != nil {
 			return err
 		}
 		r.State = StateRemoved
@@ -45,13 +33,38 @@ func (c *Core) RemoveComponent(ctx context.Context, actor Actor, role pki.Role, 
 	return r, nil
 }
 
-// retire ends what a component was and keeps its row.
-func (t *tx) retire(r ComponentRecord, reason string) error {
-	if err := t.revokeIdentity(r, reason); err != nil {
-		return err
+// remove ends a component and its instances, which it returns.
+func (t *tx) remove(r ComponentRecord, reason string) ([]ComponentRecord, error) {
+	instances, err := all(t.ctx, t.sql, scanComponent, selectComponents+"WHERE role = ? AND parent = ?", r.Role, r.Name)
+	if err != nil {
+		return nil, err
 	}
+	for _, i := range instances {
+		if err := t.dropInstance(i, reason+" with "+r.Label()); err != nil {
+			return nil, err
+		}
+	}
+	if r.Parent != "" {
+		return instances, t.dropInstance(r, reason)
+	}
+	if err := t.revokeIdentity(r, reason); err != nil {
+		return nil, err
+	}
+	return instances, t.withdraw(r)
+}
+
+// withdraw takes from a revoked component what it had, and keeps its row.
+func (t *tx) withdraw(r ComponentRecord) error {
 	if _, err := t.exec("UPDATE tokens SET withdrawn = ? WHERE role = ? AND name = ? AND withdrawn = 0", nanos(t.now), r.Role, r.Name); err != nil {
 		return err
+	}
+	if err := t.forgetKeys(r); err != nil {
+		return err
+	}
+	for _, table := range []string{"acknowledgements", "held_certificates"} {
+		if _, err := t.exec("DELETE FROM "+table+" WHERE role = ? AND name = ?", r.Role, r.Name); err != nil {
+			return err
+		}
 	}
 	if r.Role == pki.RoleGateway {
 		if _, err := t.exec("DELETE FROM services WHERE gateway = ?", r.Name); err != nil {
@@ -68,9 +81,16 @@ func (t *tx) retire(r ComponentRecord, reason string) error {
 // dropInstance ends an instance and its row: its name is random and its
 // revocation keeps it from returning.
 func (t *tx) dropInstance(r ComponentRecord, reason string) error {
-	if err := t.retire(r, reason); err != nil {
+	if err := t.revokeIdentity(r, reason); err != nil {
 		return err
 	}
+	if err := t.withdraw(r); err != nil {
+		return err
+	}
+	return t.eraseInstance(r)
+}
+
+func (t *tx) eraseInstance(r ComponentRecord) error {
 	if _, err := t.exec("DELETE FROM generations WHERE role = ? AND name = ?", r.Role, r.Name); err != nil {
 		return err
 	}

@@ -62,6 +62,8 @@ ALTER TABLE revocations ADD COLUMN spki BLOB;
 
 UPDATE revocations SET spki = (SELECT spki FROM certificates x WHERE x.serial = revocations.serial) WHERE serial <> '';
 
+CREATE INDEX revocations_key ON revocations (spki) WHERE spki IS NOT NULL;
+
 CREATE TRIGGER revocations_are_not_changed BEFORE UPDATE ON revocations
 BEGIN SELECT RAISE(ABORT, 'revocations are never changed'); END;
 
@@ -110,6 +112,7 @@ CREATE TABLE held_certificates (
 
 -- What was alerted about, so that each thing is said once.
 CREATE TABLE alerts (
-    key TEXT    PRIMARY KEY,
+    id  INTEGER PRIMARY KEY AUTOINCREMENT,
+    key TEXT    NOT NULL UNIQUE,
     at  INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
+) STRICT;
