@@ -22,14 +22,15 @@ const readers = 4
 type database struct {
 	kind   kind
 	path   string // empty in memory
-	lock   *lock  // nil in memory
+	at     url.URL
+	lock   *lock // nil in memory
 	writer *sql.DB
 	reader *sql.DB
 	anchor *sql.Conn // in memory: keeps the database alive between connections
 }
 
-func open(path string, k kind) (_ *database, err error) {
-	path, err = filepath.Abs(path)
+func open(path string, k kind) (*database, error) {
+	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", k.what, err)
 	}
@@ -40,7 +41,13 @@ func open(path string, k kind) (_ *database, err error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &database{kind: k, path: path, lock: l}
+	return openHeld(path, k, l)
+}
+
+// openHeld opens a database that is locked. It releases the lock, if it is given
+// one, when it fails or is closed.
+func openHeld(path string, k kind, l *lock) (_ *database, err error) {
+	d := &database{kind: k, path: path, lock: l, at: url.URL{Scheme: "file", Path: path}}
 	defer func() {
 		if err != nil {
 			d.close()
@@ -49,14 +56,13 @@ func open(path string, k kind) (_ *database, err error) {
 	if err := privateFile(path); err != nil {
 		return nil, err
 	}
-	at := url.URL{Scheme: "file", Path: path}
-	if d.writer, err = connect(at, writing("journal_mode(WAL)", "synchronous(FULL)")); err != nil {
+	if d.writer, err = connect(d.at, writing("journal_mode(WAL)", "synchronous(FULL)")); err != nil {
 		return nil, fmt.Errorf("open %s %s: %w", k.what, path, err)
 	}
 	if err := d.migrate(context.Background()); err != nil {
 		return nil, err
 	}
-	if d.reader, err = connect(at, reading()); err != nil {
+	if d.reader, err = connect(d.at, reading()); err != nil {
 		return nil, fmt.Errorf("open %s %s: %w", k.what, path, err)
 	}
 	return d, nil
@@ -70,13 +76,13 @@ func openMemory(k kind) (_ *database, err error) {
 		}
 	}()
 	// A name with a slash first is one database for all connections of the process.
-	at := url.URL{Scheme: "file", Path: "/sallyport-" + rand.Text()}
+	d.at = url.URL{Scheme: "file", Path: "/sallyport-" + rand.Text()}
 	for _, c := range []struct {
 		pool    **sql.DB
 		options url.Values
 	}{{&d.writer, writing()}, {&d.reader, reading()}} {
 		c.options.Set("vfs", "memdb")
-		if *c.pool, err = connect(at, c.options); err != nil {
+		if *c.pool, err = connect(d.at, c.options); err != nil {
 			return nil, fmt.Errorf("open %s in memory: %w", k.what, err)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -87,28 +88,38 @@ func (d *database) step(ctx context.Context, version int, script string) error {
 	})
 }
 
-// copyTo writes a consistent copy of the database, complete or not at all.
+// copyTo keeps a copy of the database as it is before a migration.
 func (d *database) copyTo(ctx context.Context, path string) error {
 	if d.path == "" {
 		return nil
 	}
+	if err := copyInto(ctx, d.writer, path); err != nil {
+		return fmt.Errorf("copy %s before migrating it: %w: make room and start again", d.kind.what, err)
+	}
+	return nil
+}
+
+// copyInto writes a consistent copy of a database, complete or not at all.
+func copyInto(ctx context.Context, from *sql.DB, path string) error {
 	partial := path + ".partial"
 	if err := os.RemoveAll(partial); err != nil {
-		return fmt.Errorf("copy %s: %w", d.kind.what, err)
+		return err
 	}
 	if err := privateFile(partial); err != nil { // SQLite fills an empty file and keeps its mode
 		return err
 	}
-	if _, err := d.writer.ExecContext(ctx, "VACUUM INTO ?", partial); err != nil {
+	// The name of the file system layer: a database in memory has another.
+	to := url.URL{Scheme: "file", Path: partial, RawQuery: "vfs=unix"}
+	if _, err := from.ExecContext(ctx, "VACUUM INTO ?", to.String()); err != nil {
 		os.Remove(partial)
-		return fmt.Errorf("copy %s to %s before migrating it: %w: make room and start again", d.kind.what, path, err)
+		return fmt.Errorf("write %s: %w", path, err)
 	}
 	f, err := os.OpenFile(partial, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
 	if err := errors.Join(f.Sync(), f.Close(), os.Rename(partial, path)); err != nil {
-		return fmt.Errorf("copy %s to %s: %w", d.kind.what, path, err)
+		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return syncDirectory(filepath.Dir(path))
 }
