@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"sallyport/acme/pki"
@@ -27,6 +28,9 @@ type ComponentEnd struct {
 	Welcomed func(*Conn, *control.Welcome)
 	// Denials, if set, is asked every 5 s for what to report; nil: nothing.
 	Denials func() *control.DenialReport
+	// Revocations, if set, is the signed revocation list to send when core asks
+	// for it: (*Self).Revocations, of which Hello names the head.
+	Revocations func() *control.RevocationList
 	// CallsInFlight, if set, goes with each heartbeat.
 	CallsInFlight func() uint32
 	Log           *slog.Logger
@@ -36,6 +40,8 @@ type ComponentEnd struct {
 	welcome      chan struct{} // closed when there is a current session
 	announcement *control.Announcement
 	requests     uint64
+
+	offset atomic.Int64 // core's clock minus ours, as measured last
 
 	applying sync.Mutex // guards held and calls of Apply
 	held     generation
@@ -59,6 +65,7 @@ type componentSession struct {
 	sent     time.Time // of heartbeat sequence
 	rtt      time.Duration
 	offset   time.Duration
+	clock    clockWatch
 }
 
 // Run is the component's end of one session, on a connection of ALPNControl,
@@ -109,7 +116,13 @@ func (s *componentSession) run() error {
 	if e.Welcomed != nil {
 		e.Welcomed(s.conn, w)
 	}
+	if w.GetWantRevocationList() && e.Revocations != nil {
+		if list := e.Revocations(); list != nil {
+			s.frames = append(s.frames, &control.Frame{Frame: &control.Frame_RevocationList{RevocationList: list}})
+		}
+	}
 	e.install(s)
+	s.conn.Up()
 	s.startReader(s.reader)
 	s.start(s.writer)
 	s.start(s.applier)
@@ -186,6 +199,44 @@ func (s *componentSession) replied(r *control.HeartbeatReply) {
 	}
 	s.rtt = now.Sub(s.sent)
 	s.offset = time.Unix(0, r.GetUnixNano()).Sub(s.sent.Add(s.rtt / 2).Round(0))
+	s.owner.offset.Store(int64(s.offset))
+	if s.owner.Log != nil {
+		s.clock.look(s.owner.Log, "core", s.offset)
+	}
+}
+
+// ClockOffset is core's clock minus this component's, as measured last; 0 if
+// it never was.
+func (e *ComponentEnd) ClockOffset() time.Duration { return time.Duration(e.offset.Load()) }
+
+// renewed tells core that a new identity is in use, if it is core that dials.
+func (e *ComponentEnd) renewed() {
+	e.mu.Lock()
+	s := e.current
+	e.mu.Unlock()
+	if s == nil || s.conn.Dialled {
+		return
+	}
+	s.mu.Lock()
+	s.frames = append(s.frames, &control.Frame{Frame: &control.Frame_Renewed{Renewed: &control.Renewed{}}})
+	s.mu.Unlock()
+	s.kick()
+}
+
+// Alert tells the operator something, by way of core; false if there is no
+// session.
+func (e *ComponentEnd) Alert(a *control.Alert) bool {
+	e.mu.Lock()
+	s := e.current
+	e.mu.Unlock()
+	if s == nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.frames = append(s.frames, &control.Frame{Frame: &control.Frame_Alert{Alert: a}})
+	s.kick()
+	return true
 }
 
 func (s *componentSession) applier() error {

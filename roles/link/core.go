@@ -38,6 +38,24 @@ type CoreEnd struct {
 	// time per session, beside the other callbacks.
 	Certificate func(ctx context.Context, s *Session, r *control.CertificateRequest) ([][]byte, *pki.Refusal)
 
+	// Renew, if set, answers requests for the next certificate of a session's
+	// own identity, as Registrar.Renew does.
+	Renew func(ctx context.Context, a RenewAttempt) (*control.JoinGrant, *pki.Refusal)
+
+	// Renewed, if set, hears that a component has its new identity in use. When
+	// core dialled, the session is replaced by itself (KeepFresh); other links
+	// to it may be as well (Conn.Replace).
+	Renewed func(s *Session)
+
+	// WantRevocations, if set, is asked before the welcome whether the signed
+	// revocation list that a component holds is wanted; Revocations gets it, as
+	// the first frame of the session, unverified.
+	WantRevocations func(s *Session, held *control.RevocationListHead) bool
+	Revocations     func(s *Session, list *control.RevocationList)
+
+	// Alerted, if set, hears what a component wants its operator to know.
+	Alerted func(s *Session, a *control.Alert)
+
 	// Flapping is the alarm that two processes with one identity keep
 	// superseding each other, at most once a minute for an identity.
 	Flapping func(s, former *Session)

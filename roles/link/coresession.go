@@ -30,6 +30,7 @@ type Session struct {
 	state    SessionState
 	snapshot *control.Snapshot // newest not yet sent
 	frames   []*control.Frame  // replies and responses not yet sent
+	clock    clockWatch
 
 	issuing chan struct{}
 	frameRt *rate.Limiter
@@ -91,10 +92,14 @@ func (s *Session) run() error {
 		return refusal
 	}
 	w := &control.Welcome{Version: s.owner.Version, UnixNano: time.Now().UnixNano()}
+	if held := s.Hello.GetRevocationsHeld(); held != nil && s.owner.WantRevocations != nil {
+		w.WantRevocationList = s.owner.WantRevocations(s, held)
+	}
 	if err := s.st.Send(&control.Frame{Frame: &control.Frame_Welcome{Welcome: w}}); err != nil {
 		return recvEnd(s.ctx, s.st, err)
 	}
 	stop()
+	s.conn.Up()
 	s.beat.Store(monotonic())
 	s.startReader(s.reader)
 	s.start(s.writer)
@@ -182,6 +187,23 @@ func (s *Session) frame(f *control.Frame) *pki.Refusal {
 		}
 	case *control.Frame_CertificateRequest:
 		s.certificate(f.CertificateRequest)
+	case *control.Frame_Renewed:
+		if s.conn.Dialled {
+			s.conn.Replace()
+		}
+		if e.Renewed != nil {
+			e.Renewed(s)
+		}
+	case *control.Frame_RevocationList:
+		if e.Revocations != nil {
+			e.Revocations(s, f.RevocationList)
+		}
+	case *control.Frame_Alert:
+		a := f.Alert
+		a.Code, a.Text, a.Remedy = printable(a.GetCode(), 64), printable(a.GetText(), 1024), printable(a.GetRemedy(), 1024)
+		if e.Alerted != nil {
+			e.Alerted(s, a)
+		}
 	case *control.Frame_Hello:
 		return refuseProtocol("it said hello twice")
 	case *control.Frame_Refusal:
@@ -203,6 +225,7 @@ func (s *Session) heartbeat(h *control.Heartbeat) SessionState {
 	s.state.RTT = time.Duration(min(max(h.GetLastRttNano(), 0), most))
 	s.state.ClockOffset = time.Duration(min(max(h.GetClockOffsetNano(), -most), most))
 	s.state.CallsInFlight = h.GetCallsInFlight()
+	s.clock.look(s.owner.log(), string(s.Peer.ID.Role)+" "+s.Peer.ID.Name, -s.state.ClockOffset)
 	s.queueLocked(&control.Frame{Frame: &control.Frame_HeartbeatReply{
 		HeartbeatReply: &control.HeartbeatReply{Sequence: h.GetSequence(), UnixNano: now.UnixNano()}}})
 	return s.state
@@ -234,7 +257,12 @@ func (s *Session) certificate(q *control.CertificateRequest) {
 		s.queueLocked(&control.Frame{Frame: &control.Frame_CertificateResponse{
 			CertificateResponse: &control.CertificateResponse{Id: q.GetId(), Chain: chain, Refusal: protoOf(r)}}})
 	}
-	if s.owner.Certificate == nil {
+	decide := func() ([][]byte, *pki.Refusal) { return s.owner.Certificate(s.ctx, s, q) }
+	own := q.GetPurpose() == control.CertificateRequest_PURPOSE_IDENTITY && s.owner.Renew != nil
+	if own {
+		decide = func() ([][]byte, *pki.Refusal) { return s.renewIdentity(s.ctx, q) }
+	}
+	if s.owner.Certificate == nil && !own {
 		answer(nil, refuseProtocol("this core issues no such certificates"))
 		return
 	}
@@ -251,7 +279,7 @@ func (s *Session) certificate(q *control.CertificateRequest) {
 	}
 	s.wg.Go(func() {
 		defer func() { <-s.issuing }()
-		answer(s.owner.Certificate(s.ctx, s, q))
+		answer(decide())
 	})
 }
 

@@ -29,6 +29,16 @@ type Dialler struct {
 	// BootstrapKey, at core: the key that the proxy's token makes. Only for ALPNJoin.
 	BootstrapKey ed25519.PublicKey
 
+	// Recovery, at core, verifies the listener's identity on ALPNRenew, where
+	// it may have expired: (*pki.Authority).RecoveryVerifier. At a component,
+	// which has none, core's is verified by the roots.
+	Recovery func() *pki.Verifier
+
+	// Outside says that the listener shows the world another certificate (mode
+	// files or acme), and how that is verified. Nil: it shows its identity. A
+	// listener in another mode than is expected is refused, both ways.
+	Outside *Outside
+
 	Log *slog.Logger // what is of use to nobody but who looks for a fault (debug)
 
 	// Connect opens the TCP connection; nil is a net.Dialer.

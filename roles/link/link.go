@@ -33,6 +33,8 @@ type Peer struct {
 	Chain        []*x509.Certificate
 	BootstrapKey ed25519.PublicKey
 	Remote       netip.AddrPort
+	Begun        time.Time         // when the handshake began
+	Outside      *x509.Certificate // what the listener presents to the world, in mode files or acme
 }
 
 // String names the peer as a log line should: its identity and address.
@@ -50,6 +52,7 @@ type Conn struct {
 	Peer    Peer
 	Dialled bool // this side dialled
 
+	freshness
 	expires  time.Time
 	lastRead atomic.Int64 // monotonic
 }

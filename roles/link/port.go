@@ -50,6 +50,16 @@ type Port struct {
 	// addresses, alarms. Nil accepts. It runs again when that peer asks Why.
 	Check func(alpn string, peer Peer) *pki.Refusal
 
+	// Recover answers the Recover RPC on sallyport-renew/1: at core
+	// (*Registrar).ServeRecover, at a proxy (*Renewer).ServeRecover. Nil: no
+	// identity is recovered here.
+	Recover func(ctx context.Context, conn *Conn, st RecoverStream) error
+
+	// Outside, if set, is the certificate that the port shows to the world
+	// (mode files or acme): (*OutsideSource).Certificate. Who dials has to
+	// expect it; the port's identity is then proven by its preface.
+	Outside func() (*tls.Certificate, error)
+
 	// Health answers on ALPN h2. Nil: h2 is refused.
 	Health grpc_health_v1.HealthServer
 

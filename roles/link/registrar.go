@@ -24,7 +24,7 @@ type JoinAttempt struct {
 	Source    netip.AddrPort    // the newcomer's address
 }
 
-// Registrar is core's end of joining.
+// Registrar is core's end of joining and of recovery.
 type Registrar struct {
 	// Adopt decides and issues, in one transaction. It returns the refusal, and
 	// raises the alarm, when the token is bound to another key. The same
@@ -34,6 +34,20 @@ type Registrar struct {
 	// Stored, if set, hears that the newcomer has its grant on disk. It may
 	// never come: the newcomer, or the network, can fail in between.
 	Stored func(ctx context.Context, a JoinAttempt)
+
+	// Verifier, at core, verifies the former certificates of components that
+	// recover: (*pki.Authority).RecoveryVerifier, with Self.Revoked. Nil
+	// recovers nobody.
+	Verifier func() *pki.Verifier
+
+	// Renew decides about a component's next certificate and issues it, in one
+	// transaction, and judges where it comes from; the same as CoreEnd.Renew.
+	// The same attempt may come again and gets the same grant.
+	Renew func(ctx context.Context, a RenewAttempt) (*control.JoinGrant, *pki.Refusal)
+
+	// Recovered, if set, hears that a component has its grant on disk. It may
+	// never come.
+	Recovered func(ctx context.Context, a RenewAttempt)
 
 	// Log has the refusals of newcomers that dialled; when core dialled, they
 	// are the error of Serve.
@@ -46,6 +60,18 @@ type Registrar struct {
 // Serve runs core's end on a connection of ALPNJoin, whichever side dialled.
 // The error of a refused newcomer is the refusal.
 func (r *Registrar) Serve(ctx context.Context, conn *Conn) error {
+	err := joinExchange.run(ctx, conn, func(st stream[control.JoinFrame]) error {
+		stop := expireStream(conn, joinTime)
+		defer stop()
+		return r.join(ctx, st, conn)
+	})
+	if refusal, ok := pki.AsRefusal(err); ok && !conn.Dialled {
+		r.refusalLog().note(conn.Peer.Remote, conn.ALPN, refusal)
+	}
+	return err
+}
+
+func (r *Registrar) refusalLog() *refusalLog {
 	r.once.Do(func() {
 		log := r.Log
 		if log == nil {
@@ -53,15 +79,7 @@ func (r *Registrar) Serve(ctx context.Context, conn *Conn) error {
 		}
 		r.refusals = newRefusalLog(log)
 	})
-	err := joinExchange.run(ctx, conn, func(st stream[control.JoinFrame]) error {
-		stop := expireStream(conn, joinTime)
-		defer stop()
-		return r.join(ctx, st, conn)
-	})
-	if refusal, ok := pki.AsRefusal(err); ok && !conn.Dialled {
-		r.refusals.note(conn.Peer.Remote, conn.ALPN, refusal)
-	}
-	return err
+	return r.refusals
 }
 
 // refusedByNewcomer is a refusal that came from the other side.

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -27,6 +28,13 @@ type selfState struct {
 	credentials *pki.Credentials
 	bundle      *pki.Bundle
 	revoked     revocations
+
+	recovery []*x509.Certificate         // core: what it presents on join and renew
+	list     *control.RevocationList     // the newest signed one, nil if none
+	listed   *pki.RevocationList         // what it says
+	listener *control.OutsideCertificate // how core's port presents itself
+	issuer   []byte                      // which intermediate issues components now
+	lifetime time.Duration               // what core gives components, 0: not known
 }
 
 // NewSelf returns a Self that can prove and believe nothing yet.
@@ -34,6 +42,16 @@ func NewSelf() *Self {
 	s := &Self{now: time.Now}
 	s.state.Store(&selfState{})
 	return s
+}
+
+// SetCore is Set for core: recovery is the whole chain that it presents to who
+// joins or recovers, (*pki.Authority).RecoveryChain of c.
+func (s *Self) SetCore(c *pki.Credentials, b *pki.Bundle, recovery []*x509.Certificate) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := *s.state.Load()
+	next.credentials, next.bundle, next.recovery = c, b, recovery
+	s.state.Store(&next)
 }
 
 // Set replaces credentials and bundle. Nil leaves the one in force.
@@ -59,21 +77,72 @@ func (s *Self) SetRevocations(rows []*control.Revocation) {
 	s.state.Store(&next)
 }
 
-// Apply takes bundle and revocations from a snapshot, both or neither.
+// Revoked reports whether a certificate is revoked, by the revocations in
+// force now: by its identity's incarnation, serial number or key.
+func (s *Self) Revoked(cert *x509.Certificate, id pki.ID, incarnation uint64) bool {
+	return s.state.Load().revoked.covers(cert, id, incarnation)
+}
+
+// Listener is how core's gRPC port presents itself to gateways, as core said
+// last; nil: not known, or internal.
+func (s *Self) Listener() *control.OutsideCertificate { return s.state.Load().listener }
+
+// Apply takes from a snapshot what it says of the CA: trust bundle,
+// revocations, which intermediate issues, how core's port presents itself. All
+// or nothing.
 func (s *Self) Apply(snapshot *control.Snapshot) error {
+	put, _, err := s.prepare(snapshot, false)
+	if err != nil {
+		return err
+	}
+	put()
+	return nil
+}
+
+// prepare reads a snapshot; put then takes it, and cannot fail. list is the
+// newest signed revocation list, which may be newer than the snapshot's. A
+// snapshot that was on disk (stored) does not take the place of a trust bundle
+// that the identity needs, which a recovery brought after it.
+func (s *Self) prepare(snapshot *control.Snapshot, stored bool) (put func(), list *control.RevocationList, err error) {
 	b, err := pki.BundleFromProto(snapshot.GetBundle())
 	if err != nil {
-		return fmt.Errorf("trust bundle of the snapshot: %w", err)
+		return nil, nil, fmt.Errorf("trust bundle of the snapshot: %w", err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	next := *s.state.Load()
-	if next.bundle != nil && next.bundle.TrustDomain != b.TrustDomain {
-		return fmt.Errorf("trust bundle of the snapshot is for %s, this component belongs to %s", b.TrustDomain, next.bundle.TrustDomain)
+	st := s.state.Load()
+	if st.bundle != nil && st.bundle.TrustDomain != b.TrustDomain {
+		return nil, nil, fmt.Errorf("trust bundle of the snapshot is for %s, this component belongs to %s", b.TrustDomain, st.bundle.TrustDomain)
 	}
-	next.bundle, next.revoked = b, newRevocations(snapshot.GetRevocations())
-	s.state.Store(&next)
-	return nil
+	list, listed, err := st.newerList(snapshot.GetRevocationList(), b)
+	if err != nil {
+		return nil, nil, fmt.Errorf("signed revocation list of the snapshot: %w", err)
+	}
+	rows := snapshot.GetRevocations()
+	if listed != nil {
+		rows = slices.Concat(listed.Proto(), rows)
+	}
+	revoked := newRevocations(rows)
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		next := *s.state.Load()
+		if !stored || next.bundle == nil || next.verifiesOwn(b) || !next.verifiesOwn(next.bundle) {
+			next.bundle = b
+		}
+		next.revoked, next.list, next.listed = revoked, list, listed
+		next.listener, next.issuer = snapshot.GetListener(), snapshot.GetComponentIssuer()
+		next.lifetime = time.Duration(max(snapshot.GetComponentLifetimeNano(), 0))
+		s.state.Store(&next)
+	}, list, nil
+}
+
+// verifiesOwn reports whether the own certificate is one of b's.
+func (st *selfState) verifiesOwn(b *pki.Bundle) bool {
+	if st.credentials == nil {
+		return false
+	}
+	end := st.leaf().NotAfter
+	_, err := b.ComponentVerifier(func() time.Time { return end }, nil).Identity(st.credentials.Chain, nil)
+	return err == nil
 }
 
 // Credentials are those in force; nil before joining.
@@ -97,14 +166,32 @@ func (st *selfState) verifier(now func() time.Time) *pki.Verifier {
 
 var errNoIdentity = errors.New("this component has no identity yet: it has to join first")
 
-// certificate is what this component presents. For joining the chain carries
-// the roots as well: a newcomer looks for the one it has pinned.
+// rootVerifier judges by the roots: on sallyport-renew/1, where the other side
+// may have another issuer by now.
+func (st *selfState) rootVerifier(now func() time.Time) *pki.Verifier {
+	v := st.verifier(now)
+	v.Anchors = nil
+	if st.bundle != nil {
+		v.Anchors = st.bundle.Roots
+	}
+	return v
+}
+
+// certificate is what this component presents. For joining and renewal the
+// chain carries the roots as well: a newcomer looks for the one it has pinned,
+// who slept through a rotation for the way from the root it knows.
 func (st *selfState) certificate(joining bool) (*tls.Certificate, error) {
 	if st.credentials == nil {
 		return nil, errNoIdentity
 	}
 	c := st.credentials.TLS()
-	if joining && st.bundle != nil {
+	switch {
+	case joining && len(st.recovery) > 0 && st.recovery[0].Equal(st.leaf()):
+		c.Certificate = nil
+		for _, cert := range st.recovery {
+			c.Certificate = append(c.Certificate, cert.Raw)
+		}
+	case joining && st.bundle != nil:
 		c = st.credentials.JoinTLS(st.bundle)
 	}
 	return &c, nil
@@ -117,20 +204,24 @@ func (st *selfState) leaf() *x509.Certificate {
 	return st.credentials.Chain[0]
 }
 
-// revocations by identity (up to an incarnation) and by serial number.
+// revocations by identity (up to an incarnation), serial number, and key.
 type revocations struct {
 	identity map[string]uint64
 	serial   map[string]bool
+	key      map[[32]byte]bool
 }
 
 func newRevocations(rows []*control.Revocation) revocations {
-	r := revocations{identity: map[string]uint64{}, serial: map[string]bool{}}
+	r := revocations{identity: map[string]uint64{}, serial: map[string]bool{}, key: map[[32]byte]bool{}}
 	for _, row := range rows {
 		if id := row.GetIdentity(); id != "" {
 			r.identity[id] = max(r.identity[id], row.GetIncarnation())
 		}
 		if s := row.GetSerial(); s != "" {
 			r.serial[normalSerial(s)] = true
+		}
+		if k := row.GetKey(); len(k) == 32 {
+			r.key[[32]byte(k)] = true
 		}
 	}
 	return r
@@ -140,7 +231,13 @@ func (r revocations) covers(cert *x509.Certificate, id pki.ID, incarnation uint6
 	if last, ok := r.identity[id.String()]; ok && incarnation <= last {
 		return true
 	}
-	return cert != nil && r.serial[normalSerial(pki.Serial(cert))]
+	if cert == nil {
+		return false
+	}
+	if len(r.serial) > 0 && r.serial[normalSerial(pki.Serial(cert))] {
+		return true
+	}
+	return len(r.key) > 0 && r.key[pki.SPKI(cert)]
 }
 
 func normalSerial(s string) string {

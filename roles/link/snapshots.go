@@ -40,7 +40,7 @@ func (s *Snapshots) Restore() error {
 	snapshot := new(control.Snapshot)
 	err = proto.Unmarshal(body, snapshot)
 	if err == nil {
-		err = s.apply(snapshot, nil)
+		err = s.apply(snapshot, true, func(*control.Snapshot) error { return nil })
 	}
 	if err != nil {
 		if forget := s.Forget(); forget != nil {
@@ -52,7 +52,7 @@ func (s *Snapshots) Restore() error {
 
 // Apply is what ComponentEnd.Apply asks for.
 func (s *Snapshots) Apply(snapshot *control.Snapshot) error {
-	return s.apply(snapshot, func() error {
+	return s.apply(snapshot, false, func(snapshot *control.Snapshot) error {
 		body, err := proto.MarshalOptions{Deterministic: true}.Marshal(snapshot)
 		if err != nil {
 			return err
@@ -61,7 +61,7 @@ func (s *Snapshots) Apply(snapshot *control.Snapshot) error {
 	})
 }
 
-func (s *Snapshots) apply(snapshot *control.Snapshot, save func() error) error {
+func (s *Snapshots) apply(snapshot *control.Snapshot, stored bool, save func(*control.Snapshot) error) error {
 	if _, err := pki.BundleFromProto(snapshot.GetBundle()); err != nil {
 		return fmt.Errorf("trust bundle of the snapshot: %w", err)
 	}
@@ -69,14 +69,21 @@ func (s *Snapshots) apply(snapshot *control.Snapshot, save func() error) error {
 	if err != nil {
 		return err
 	}
-	if save != nil {
-		if err := save(); err != nil {
-			return fmt.Errorf("save the snapshot: %w", err)
-		}
-	}
-	if err := s.Self.Apply(snapshot); err != nil {
+	// The newest revocation list goes to disk with it, also when core has lost
+	// it and sends an older one.
+	put, list, err := s.Self.prepare(snapshot, stored)
+	if err != nil {
 		return err
 	}
+	keep := snapshot
+	if list != snapshot.GetRevocationList() {
+		keep = proto.CloneOf(snapshot)
+		keep.RevocationList = list
+	}
+	if err := save(keep); err != nil {
+		return fmt.Errorf("save the snapshot: %w", err)
+	}
+	put()
 	s.held.Store(snapshot)
 	use()
 	return nil

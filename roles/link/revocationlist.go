@@ -1,0 +1,53 @@
+package link
+
+import (
+	"fmt"
+
+	"sallyport/acme/pki"
+	"sallyport/roles/control"
+)
+
+// newerList is the signed revocation list to hold after core has sent one: the
+// new one if it says all that the former does, else, if core has lost some
+// since, the former.
+func (st *selfState) newerList(p *control.RevocationList, b *pki.Bundle) (*control.RevocationList, *pki.RevocationList, error) {
+	if len(p.GetPayload()) == 0 {
+		return st.list, st.listed, nil
+	}
+	if st.list != nil && string(p.GetPayload()) == string(st.list.GetPayload()) {
+		return st.list, st.listed, nil
+	}
+	list, err := pki.VerifyRevocations(p, b.Roots)
+	if err != nil {
+		return nil, nil, err
+	}
+	if list.TrustDomain != b.TrustDomain {
+		return nil, nil, fmt.Errorf("it is for %s, this component belongs to %s", list.TrustDomain, b.TrustDomain)
+	}
+	if st.listed != nil && !covers(list, st.listed) {
+		return st.list, st.listed, nil
+	}
+	return p, list, nil
+}
+
+// covers reports whether a says everything that b says, in any order: a list
+// that was merged after a restore has another.
+func covers(a, b *pki.RevocationList) bool {
+	if a.Extends(b) {
+		return true
+	}
+	both, err := pki.MergeRevocations(a, b)
+	return err == nil && len(both.Entries) <= len(a.Entries)
+}
+
+// Revocations is the newest signed revocation list that this component holds,
+// for core, which may have lost its own; nil if there is none.
+func (s *Self) Revocations() *control.RevocationList { return s.state.Load().list }
+
+// RevocationsHead names it, for Hello.
+func (s *Self) RevocationsHead() *control.RevocationListHead {
+	if list := s.Revocations(); list != nil {
+		return pki.RevocationsHead(list)
+	}
+	return nil
+}
