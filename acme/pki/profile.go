@@ -71,7 +71,7 @@ type LeafRequest struct {
 	IPs            []netip.Addr
 	URIs           []string // beside the identity; none may be a spiffe:// URI
 	Client, Server bool
-	Lifetime       time.Duration // from now; 0: DefaultLeafLifetime
+	Lifetime       time.Duration // from now; 0: DefaultLeafLifetime, or what is left of the CA
 }
 
 // prepared is a request that has passed its profile. Only the two prepare
@@ -150,7 +150,8 @@ func (a *Authority) prepareLeaf(r LeafRequest, now time.Time) (*prepared, error)
 	case r.Server && len(r.DNS) == 0 && len(r.IPs) == 0:
 		return nil, errors.New("a server certificate needs the DNS names or IP addresses by which clients call the server; common names are ignored by all of them")
 	}
-	if r.Lifetime == 0 {
+	byDefault := r.Lifetime == 0
+	if byDefault {
 		r.Lifetime = DefaultLeafLifetime
 	}
 	t, err := leafTemplate(a.callers.cert, r.PublicKey, now, r.Lifetime)
@@ -160,7 +161,9 @@ func (a *Authority) prepareLeaf(r LeafRequest, now time.Time) (*prepared, error)
 	if err := a.ownKey(r.PublicKey); err != nil {
 		return nil, err
 	}
-	if end := a.callers.cert.NotAfter; t.NotAfter.After(end) {
+	if end := a.callers.cert.NotAfter; t.NotAfter.After(end) && byDefault {
+		t.NotAfter = end
+	} else if t.NotAfter.After(end) {
 		return nil, fmt.Errorf("the certificate would be valid until %s, longer than its CA, which ends at %s: ask for a shorter validity", clock(t.NotAfter), clock(end))
 	}
 	var uris []string

@@ -176,6 +176,7 @@ func (a *Authority) step(what string, now time.Time, from []Phase, edit func(s *
 func (s *state) lay(h hierarchy, now time.Time) {
 	if h.callers.cert != nil {
 		s.former = slices.Insert(s.former, 0, callersIssuer{h.callers, []*x509.Certificate{h.root.cert}})
+		s.former = s.former[:min(len(s.former), maxFormer)] // the oldest, after ten rotations in its certificates' life
 	}
 	s.recovery = slices.Insert(s.recovery, 0, retired{h.components.cert, now.Add(recoveryTime).UTC().Truncate(time.Second)})
 }
