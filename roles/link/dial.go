@@ -5,10 +5,8 @@ import (
 	"crypto/ed25519"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"strings"
@@ -116,19 +114,22 @@ func (d *Dialler) connect(ctx context.Context, address, alpn string, want pki.Ex
 }
 
 func (d *Dialler) handshake(ctx context.Context, nc net.Conn, address, alpn string, want pki.Expect) (*Conn, error) {
-	hs := &dialHandshake{dialler: d, alpn: alpn, want: want, self: d.self().state.Load(), peer: Peer{Remote: remoteOf(nc)}}
+	hs := &dialHandshake{dialler: d, alpn: alpn, want: want, self: d.self().state.Load(), peer: Peer{Remote: remoteOf(nc), Begun: time.Now()}}
 	c := baseConfig(alpn)
 	c.InsecureSkipVerify = true // all checks are in VerifyConnection
 	c.VerifyConnection = hs.verify
 	c.GetClientCertificate = hs.certificate
 	if host, _, err := net.SplitHostPort(address); err == nil {
-		c.ServerName = host
+		c.ServerName, hs.host = host, host
+	}
+	if d.Outside != nil && d.Outside.ServerName != "" {
+		c.ServerName = d.Outside.ServerName
 	}
 	tc := tls.Client(nc, c)
 	stop := context.AfterFunc(ctx, func() { nc.SetDeadline(time.Unix(1, 0)) })
 	err := tc.HandshakeContext(ctx)
 	if err == nil {
-		err = readPreface(tc)
+		err = hs.preface(tc)
 	}
 	if !stop() && err == nil {
 		err = context.Cause(ctx)
@@ -136,27 +137,36 @@ func (d *Dialler) handshake(ctx context.Context, nc net.Conn, address, alpn stri
 	if err != nil {
 		return nil, hs.explain(ctx, err)
 	}
-	return &Conn{Conn: tc, ALPN: alpn, Peer: hs.peer, Dialled: true, expires: expiryOf(hs.own, hs.theirs)}, nil
+	conn := &Conn{Conn: tc, ALPN: alpn, Peer: hs.peer, Dialled: true, expires: expiryOf(hs.own, hs.theirs)}
+	conn.freshFor(d.Self, hs.self, conn.expires)
+	return conn, nil
 }
 
-// readPreface waits for the listener's word that it accepts this side.
-func readPreface(tc *tls.Conn) error {
-	tc.SetReadDeadline(time.Now().Add(prefaceTime))
-	var head [2]byte
-	if _, err := io.ReadFull(tc, head[:]); err != nil {
-		return &prefaceError{err}
+// preface waits until the listener accepts, and judges the identity that it
+// proves with that word, if TLS has shown another certificate.
+func (h *dialHandshake) preface(tc *tls.Conn) error {
+	p, err := readPreface(tc)
+	if err != nil {
+		return err
 	}
-	if n := binary.BigEndian.Uint16(head[:]); n != 0 {
-		return refuseProtocol("it sent an identity preface, though its own certificate is its identity")
+	outside := h.dialler.Outside != nil
+	if outside != (p != nil) {
+		h.refusal = refuseMode(outside)
+		return h.refusal
 	}
-	return tc.SetReadDeadline(time.Time{})
+	if !outside {
+		return nil
+	}
+	cs := tc.ConnectionState()
+	// First whose key it is, then whether that is who was wanted.
+	if h.refusal = p.proves(&cs, h.alpn, h.want.Role); h.refusal == nil {
+		h.refusal = h.whose(p.chain)
+	}
+	if h.refusal != nil {
+		return h.refusal
+	}
+	return nil
 }
-
-// prefaceError: the handshake was done, the acceptance did not come.
-type prefaceError struct{ err error }
-
-func (e *prefaceError) Error() string { return e.err.Error() }
-func (e *prefaceError) Unwrap() error { return e.err }
 
 // dialHandshake is one handshake of the dialling side.
 type dialHandshake struct {
@@ -167,6 +177,7 @@ type dialHandshake struct {
 	own     *x509.Certificate
 	theirs  *x509.Certificate
 	peer    Peer
+	host    string       // that was dialled
 	refusal *pki.Refusal // ours
 }
 
@@ -178,7 +189,7 @@ func (h *dialHandshake) certificate(*tls.CertificateRequestInfo) (*tls.Certifica
 		return &c, err
 	}
 	h.own = h.self.leaf()
-	return h.self.certificate(h.dialler.BootstrapKey != nil)
+	return h.self.certificate(h.alpn == ALPNJoin || h.alpn == ALPNRenew)
 }
 
 // verify judges the listener. crypto/tls calls it before the listener's
@@ -200,38 +211,62 @@ func (h *dialHandshake) judge(cs tls.ConnectionState) *pki.Refusal {
 	if cs.Version != tls.VersionTLS13 || len(cs.PeerCertificates) == 0 || cs.DidResume {
 		return refuseProtocol("it did not make a full TLS 1.3 handshake with a certificate")
 	}
-	h.peer.Chain, h.theirs = cs.PeerCertificates, cs.PeerCertificates[0]
+	if o := h.dialler.Outside; o != nil {
+		h.peer.Outside = cs.PeerCertificates[0]
+		return o.verify(&cs, h.host, h.dialler.self().now())
+	}
+	r := h.whose(cs.PeerCertificates)
+	if _, err := pki.CertificateID(cs.PeerCertificates[0]); r != nil && err != nil && h.dialler.BootstrapKey == nil {
+		// Most likely a certificate for the world.
+		hint := *r
+		hint.Remedy += "; if that port shows a certificate of its own (--grpc-cert, mode files), this side has to know: the join token and the snapshots tell the mode, --grpc-ca or --proxy-grpc-ca names the CA"
+		return &hint
+	}
+	return r
+}
+
+// whose judges the listener's identity. On an error nothing of it is kept.
+func (h *dialHandshake) whose(chain []*x509.Certificate) *pki.Refusal {
+	h.peer.Chain, h.theirs = chain, chain[0]
 	d := h.dialler
 	switch {
 	case d.Token != nil:
-		id, err := d.Token.VerifyCore(cs.PeerCertificates, d.self().now())
+		id, err := d.Token.VerifyCore(chain, d.self().now())
 		if err != nil {
 			return refusalOf(err)
 		}
 		h.peer.ID = id
 	case d.BootstrapKey != nil:
-		key, err := pki.BootstrapPublicKey(cs.PeerCertificates)
+		key, err := pki.BootstrapPublicKey(chain)
 		if err == nil && key.Equal(d.BootstrapKey) {
 			h.peer.BootstrapKey, h.theirs = key, nil
 			return nil
 		}
 		if h.alpn == ALPNRenew { // it may have joined meanwhile; its answer counts if it is who we want
-			return h.identity(cs)
+			return h.identity(chain)
 		}
 		return refuseOtherBootstrap()
 	default:
-		return h.identity(cs)
+		return h.identity(chain)
 	}
 	return nil
 }
 
-func (h *dialHandshake) identity(cs tls.ConnectionState) *pki.Refusal {
-	id, err := h.self.verifier(h.dialler.self().now).Component(cs.PeerCertificates, h.want)
+func (h *dialHandshake) identity(chain []*x509.Certificate) *pki.Refusal {
+	d := h.dialler
+	verify := h.self.verifier(d.self().now).Component
+	if h.alpn == ALPNRenew {
+		verify = h.self.rootVerifier(d.self().now).Component
+		if d.Recovery != nil {
+			verify = d.Recovery().Recover
+		}
+	}
+	id, err := verify(chain, h.want)
 	if err != nil {
 		return refusalOf(err)
 	}
 	h.peer.ID = id
-	h.peer.Incarnation, _ = pki.Incarnation(cs.PeerCertificates[0])
+	h.peer.Incarnation, _ = pki.Incarnation(chain[0])
 	return nil
 }
 

@@ -14,13 +14,6 @@ import (
 	"sallyport/acme/pki"
 )
 
-// The identity preface: what the listener sends first on every ALPN but h2.
-// Two bytes of length, big-endian, then as many bytes of preface. Length zero:
-// the TLS certificate was the embedded identity, nothing more to prove.
-var acceptPreface = []byte{0, 0}
-
-const prefaceTime = 5 * time.Second
-
 // alertNoProtocol is a fatal TLS alert, no_application_protocol. crypto/tls
 // would send internal_error, which tells the other end nothing.
 var alertNoProtocol = []byte{21, 3, 3, 0, 2, 2, 120}
@@ -43,7 +36,7 @@ func (p *Port) handshake(ctx context.Context, nc net.Conn, remote netip.AddrPort
 		return nil, r
 	}
 
-	hs := &portHandshake{port: p, conn: pc}
+	hs := &portHandshake{port: p, conn: pc, begun: time.Now()}
 	tc := tls.Server(pc, &tls.Config{MinVersion: tls.VersionTLS13, GetConfigForClient: hs.config})
 	if err := tc.HandshakeContext(ctx); err != nil {
 		if ctx.Err() == nil && hs.refusal != nil {
@@ -62,7 +55,13 @@ func (p *Port) handshake(ctx context.Context, nc net.Conn, remote netip.AddrPort
 		return nil, r
 	}
 	if conn.ALPN != ALPNHealth {
-		if _, err := conn.Write(acceptPreface); err != nil {
+		nc.SetWriteDeadline(time.Now().Add(prefaceTime))
+		preface, err := hs.preface(tc)
+		if err == nil {
+			_, err = conn.Write(preface)
+		}
+		if err != nil {
+			p.Log.Debug("a connection ended before it was accepted", "from", sourceText(remote), "protocol", conn.ALPN, "cause", err.Error())
 			return nil, err
 		}
 	}
@@ -77,7 +76,21 @@ type portHandshake struct {
 	alpn    string
 	self    *selfState
 	own     *x509.Certificate
+	begun   time.Time
 	refusal *pki.Refusal
+
+	identity *tls.Certificate // of the preface
+	outside  *tls.Certificate // what TLS shows; nil: the identity
+}
+
+// preface is the port's first word: that it accepts, and, if TLS has shown
+// another certificate, who it is.
+func (h *portHandshake) preface(tc *tls.Conn) ([]byte, error) {
+	if h.outside == nil {
+		return acceptPreface, nil
+	}
+	cs := tc.ConnectionState()
+	return makePreface(&cs, h.alpn, h.port.role(), h.outside.Certificate[0], h.identity)
 }
 
 func (h *portHandshake) refuse(r *pki.Refusal) (*tls.Config, error) {
@@ -116,6 +129,13 @@ func (h *portHandshake) config(hello *tls.ClientHelloInfo) (*tls.Config, error) 
 	}
 	if token == nil {
 		h.own = st.leaf()
+	}
+	if h.identity = cert; p.Outside != nil {
+		outside, err := p.Outside()
+		if err != nil {
+			return h.refuse(refusalOf(err))
+		}
+		h.outside, cert = outside, outside
 	}
 	c := baseConfig(h.alpn)
 	c.Certificates = []tls.Certificate{*cert}
@@ -162,7 +182,7 @@ func (h *portHandshake) finish(tc *tls.Conn, remote netip.AddrPort) (*Conn, *pki
 	if cs.NegotiatedProtocol != h.alpn || h.alpn == "" {
 		return nil, refuseNoALPN()
 	}
-	conn := &Conn{Conn: tc, ALPN: h.alpn, Peer: Peer{Chain: cs.PeerCertificates, Remote: remote}}
+	conn := &Conn{Conn: tc, ALPN: h.alpn, Peer: Peer{Chain: cs.PeerCertificates, Remote: remote, Begun: h.begun}}
 	switch h.alpn {
 	case ALPNHealth:
 		return conn, nil
@@ -174,6 +194,7 @@ func (h *portHandshake) finish(tc *tls.Conn, remote netip.AddrPort) (*Conn, *pki
 		return nil, r
 	}
 	conn.expires = expiryOf(h.own, cs.PeerCertificates[0])
+	conn.freshFor(h.port.Self, h.self, conn.expires)
 	return conn, nil
 }
 
@@ -207,6 +228,14 @@ func (p *Port) verdict(alpn string, peer *Peer) *pki.Refusal {
 		return p.Check(alpn, *peer)
 	}
 	return nil
+}
+
+// role is whose port this is.
+func (p *Port) role() pki.Role {
+	if p.Expect == pki.RoleCore {
+		return pki.RoleProxy
+	}
+	return pki.RoleCore
 }
 
 func (p *Port) joinVerdict(token *pki.Token, peer *Peer) *pki.Refusal {

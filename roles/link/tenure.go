@@ -99,4 +99,3 @@ func (e *ComponentEnd) Newer(conn *Conn) bool {
 }
 
 func outlives(a, b *Conn) bool { return a.Expires().After(b.Expires()) }
-
