@@ -2,6 +2,7 @@ package pki
 
 import (
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/asn1"
 	"errors"
 	"fmt"
@@ -91,9 +92,11 @@ var oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
 // rawURIs reads the URI names as they are written in the certificate. The
 // parsed form of the standard library may spell them differently, and it
 // passes over kinds of names that it does not know.
-func rawURIs(c *x509.Certificate) ([]string, error) {
+func rawURIs(c *x509.Certificate) ([]string, error) { return rawNames(c.Extensions) }
+
+func rawNames(extensions []pkix.Extension) ([]string, error) {
 	var uris []string
-	for _, ext := range c.Extensions {
+	for _, ext := range extensions {
 		if !ext.Id.Equal(oidSubjectAltName) {
 			continue
 		}
