@@ -3,8 +3,10 @@ package gateway
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"sallyport/acme/pki"
@@ -18,25 +20,29 @@ const (
 	linkMaxUse     = 12 * time.Hour // a link is replaced after this, long before it runs out of stream ids
 )
 
-// keepSession keeps a control session with core until ctx ends.
+// keepSession keeps a control session with core until ctx ends. It is replaced
+// by one with the newer certificate before its own ends.
 func (g *gateway) keepSession(ctx context.Context) {
-	n := 0
-	link.Keep(ctx, g.log, "control session with core", func(ctx context.Context) error {
-		conn, err := g.dialCore(ctx, link.ALPNControl, n)
-		n++
+	var n atomic.Uint32
+	link.KeepFresh(ctx, g.log, "control session with core", func(ctx context.Context, t *link.Turn) error {
+		conn, err := g.dialCore(ctx, link.ALPNControl, n.Add(1)-1)
 		if err != nil {
+			g.renewer.Trouble(err)
 			return err
 		}
 		defer conn.Close()
-		defer g.links.bye()
-		return g.end.Run(ctx, conn)
+		t.Use(conn)
+		defer g.links.bye(conn)
+		err = g.end.Run(ctx, conn)
+		g.renewer.Trouble(err)
+		return err
 	})
 }
 
 // dialCore dials the n-th of core's addresses.
-func (g *gateway) dialCore(ctx context.Context, alpn string, n int) (*link.Conn, error) {
+func (g *gateway) dialCore(ctx context.Context, alpn string, n uint32) (*link.Conn, error) {
 	addresses := g.coreAddresses()
-	address := addresses[n%len(addresses)]
+	address := addresses[int(n)%len(addresses)]
 	if address == "" {
 		return nil, errors.New("core's address is not known: start with --core HOST:PORT")
 	}
@@ -44,32 +50,37 @@ func (g *gateway) dialCore(ctx context.Context, alpn string, n int) (*link.Conn,
 	return dialler.Dial(ctx, address, alpn, pki.Expect{Role: pki.RoleCore})
 }
 
-// keepRelay keeps one link for calls until ctx ends. Links live in work: those
-// that are open when ctx ends are drained by their owner.
+// keepRelay keeps a link for calls until ctx ends. A link is replaced before
+// its certificate ends; the former one goes on until its last call has ended.
+// Links live in work: those that are open when ctx ends are drained by their
+// owner.
 func (g *gateway) keepRelay(ctx, work context.Context) {
-	n := 0
-	link.Keep(ctx, g.log, "relay link to core", func(ctx context.Context) error {
+	var n atomic.Uint32
+	link.KeepFresh(ctx, g.log, "relay link to core", func(ctx context.Context, t *link.Turn) error {
 		if err := g.links.waitWelcome(ctx); err != nil {
 			return err
 		}
-		conn, err := g.dialCore(ctx, link.ALPNRelay, n)
-		n++
+		conn, err := g.dialCore(ctx, link.ALPNRelay, n.Add(1)-1)
 		if err != nil {
 			return err
 		}
-		return g.relay(ctx, work, conn)
+		return g.relay(ctx, work, conn, t)
 	})
 }
 
-// relay takes calls from one link until it is lost or wants replacing; in the
-// latter case it goes on until the next one is there.
-func (g *gateway) relay(ctx, work context.Context, nc *link.Conn) error {
+// relay takes calls from one link until it is lost, or a newer one is up and
+// the calls that it has taken have ended.
+func (g *gateway) relay(ctx, work context.Context, nc *link.Conn, t *link.Turn) error {
 	conn := relay.NewServer(nc, &relay.Options{Limits: relay.LinkLimits(), Metrics: g.frames, Log: g.log, Hop: g.hop, Remote: "link to core"}, relay.HandlerFunc(g.serve))
+	open, closed := context.WithCancel(work)
 	ended := make(chan error, 1)
 	g.goroutines.Go(func() {
 		defer nc.Close()
+		defer closed()
 		ended <- conn.Run(work)
 	})
+	g.goroutines.Go(func() { g.supervise(open, nc, conn, t.Retired()) })
+	t.Use(nc)
 	select {
 	case <-conn.Ready():
 	case err := <-ended:
@@ -77,10 +88,11 @@ func (g *gateway) relay(ctx, work context.Context, nc *link.Conn) error {
 	case <-ctx.Done():
 	}
 	g.links.use(conn)
+	nc.Up()
 	g.tellReady()
 	check := time.NewTicker(linkCheckEvery)
 	defer check.Stop()
-	began := time.Now()
+	began, retired := time.Now(), t.Retired()
 	for {
 		select {
 		case err := <-ended:
@@ -89,14 +101,26 @@ func (g *gateway) relay(ctx, work context.Context, nc *link.Conn) error {
 			return err
 		case <-ctx.Done():
 			return nil
+		case <-retired:
+			retired = nil
+			conn.Drain()
 		case now := <-check.C:
-			if !conn.Accepting() {
-				return errors.New("core takes it out of use")
-			}
-			if now.Sub(began) > linkMaxUse {
-				return errors.New("it is due for replacement")
+			if !conn.Accepting() || now.Sub(began) > linkMaxUse {
+				nc.Replace() // core takes it out of use, or it is old
 			}
 		}
+	}
+}
+
+// supervise ends the link when it has no right to go on: core's certificate is
+// revoked, it has expired without a newer session, it drains for too long.
+func (g *gateway) supervise(open context.Context, nc *link.Conn, conn *relay.Conn, retired <-chan struct{}) {
+	tenure := link.Tenure{Conn: nc, Self: g.self, Newer: g.end.Newer, Retired: retired, MaxAge: g.settings.MaxLinkAge}
+	if err := tenure.Wait(open); err != nil {
+		if n := conn.InFlight(); n > 0 {
+			g.log.Warn("a link to core is closed with its calls", "calls", n, "cause", err.Error())
+		}
+		conn.Close(fmt.Errorf("%s: link to core was closed: %w", g.hop, err))
 	}
 }
 
@@ -106,26 +130,32 @@ type links struct {
 	mu       sync.Mutex // guards what follows
 	current  *relay.Conn
 	all      map[*relay.Conn]bool
-	welcomed chan struct{} // closed while a control session is up
-	session  bool
+	sessions map[*link.Conn]bool // control sessions that core accepted: two while one replaces the other
+	welcomed chan struct{}       // closed while there is one
 }
 
 // welcome: core accepted a control session.
-func (l *links) welcome() {
+func (l *links) welcome(conn *link.Conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.session {
-		l.session = true
+	if l.sessions == nil {
+		l.sessions = make(map[*link.Conn]bool)
+	}
+	if len(l.sessions) == 0 {
 		close(l.gate())
 	}
+	l.sessions[conn] = true
 }
 
-// bye: the control session has ended.
-func (l *links) bye() {
+// bye: a control session has ended, if it ever was accepted.
+func (l *links) bye(conn *link.Conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.session {
-		l.session, l.welcomed = false, nil
+	if !l.sessions[conn] {
+		return
+	}
+	if delete(l.sessions, conn); len(l.sessions) == 0 {
+		l.welcomed = nil
 	}
 }
 
@@ -149,10 +179,11 @@ func (l *links) waitWelcome(ctx context.Context) error {
 	}
 }
 
-// use makes conn the one that takes calls and lets the former one end.
+// use makes conn the one that takes calls. The former one is drained by the
+// turn that it belongs to.
 func (l *links) use(conn *relay.Conn) {
 	l.mu.Lock()
-	former := l.current
+	defer l.mu.Unlock()
 	l.current = conn
 	if l.all == nil {
 		l.all = make(map[*relay.Conn]bool)
@@ -165,10 +196,6 @@ func (l *links) use(conn *relay.Conn) {
 		}
 	}
 	l.all[conn] = true
-	l.mu.Unlock()
-	if former != nil {
-		former.Drain()
-	}
 }
 
 // up reports whether there is a link that takes calls.

@@ -77,6 +77,8 @@ type gateway struct {
 	changed   chan struct{} // some upstream's state is another
 	routes    atomic.Pointer[routes]
 	end       *link.ComponentEnd
+	renewer   *link.Renewer
+	renewals  atomic.Uint32 // times core was dialled to recover the identity
 	links     links
 	stopping  atomic.Bool
 	telling   sync.Mutex // serialises tellReady
@@ -147,13 +149,20 @@ func open(s configs.Gateway, d Deps) (*gateway, *pki.Token, error) {
 	g.snapshots = &link.Snapshots{Self: g.self, Save: g.db.SaveSnapshot, Load: g.db.Snapshot, Forget: g.db.ForgetSnapshot, Prepare: g.prepare}
 	g.end = &link.ComponentEnd{
 		Hello: func() *control.Hello {
-			return &control.Hello{Version: d.Version, Instance: g.instance, Held: g.snapshots.Held(), StartedUnix: g.started.Unix()}
+			return &control.Hello{Version: d.Version, Instance: g.instance, Held: g.snapshots.Held(), StartedUnix: g.started.Unix(),
+				RevocationsHeld: g.self.RevocationsHead()}
 		},
 		Apply:         g.snapshots.Apply,
-		Welcomed:      func(*link.Conn, *control.Welcome) { g.links.welcome() },
+		Welcomed:      func(conn *link.Conn, _ *control.Welcome) { g.links.welcome(conn) },
 		Denials:       g.denials.Take,
+		Revocations:   g.self.Revocations,
 		CallsInFlight: func() uint32 { return uint32(g.metrics.InFlight()) },
 		Log:           d.Log,
+	}
+	g.renewer = &link.Renewer{
+		Self: g.self, Dir: g.dir(), End: g.end, RenewBefore: s.RenewBefore, Version: d.Version, Log: d.Log,
+		Dial:  g.dialRenewal,
+		Ready: func(error) { g.tellReady() },
 	}
 	return g, token, nil
 }
@@ -170,9 +179,12 @@ func (g *gateway) tellReady() {
 	}
 	g.telling.Lock() // what is told last is what holds
 	defer g.telling.Unlock()
+	problem := g.renewer.Err()
 	switch {
 	case g.stopping.Load():
 		g.deps.Ready(errors.New("the gateway is shutting down"))
+	case problem != nil:
+		g.deps.Ready(problem)
 	case !g.links.up():
 		g.deps.Ready(errors.New("the gateway has no link to core"))
 	case g.verdicts.Load() == nil:
@@ -215,6 +227,7 @@ func (g *gateway) run(ctx context.Context) error {
 	}
 	g.goroutines.Go(func() { g.keepAnnounced(work) })
 	g.goroutines.Go(func() { g.keepSession(work) })
+	g.goroutines.Go(func() { _ = g.renewer.Run(work) }) // nil: work has ended
 	relaying := make(chan struct{})
 	g.goroutines.Go(func() { defer close(relaying); g.keepRelay(ctx, work) })
 

@@ -60,6 +60,12 @@ func (g *gateway) join(ctx context.Context, token pki.Token) error {
 	return nil
 }
 
+// dialRenewal dials core where an identity is renewed that no other protocol
+// accepts any more.
+func (g *gateway) dialRenewal(ctx context.Context) (*link.Conn, error) {
+	return g.dialCore(ctx, link.ALPNRenew, g.renewals.Add(1)-1)
+}
+
 // final reports whether trying to join again is useless: core said no, or what
 // answers is not the core that made the token.
 func final(err error) bool {
