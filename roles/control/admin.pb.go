@@ -1972,7 +1972,9 @@ type ShowCAResponse struct {
 	Roots                  [][]byte               `protobuf:"bytes,2,rep,name=roots,proto3" json:"roots,omitempty"`
 	ComponentIntermediates [][]byte               `protobuf:"bytes,3,rep,name=component_intermediates,json=componentIntermediates,proto3" json:"component_intermediates,omitempty"`
 	CallerIntermediates    [][]byte               `protobuf:"bytes,4,rep,name=caller_intermediates,json=callerIntermediates,proto3" json:"caller_intermediates,omitempty"`
-	RootPins               []string               `protobuf:"bytes,5,rep,name=root_pins,json=rootPins,proto3" json:"root_pins,omitempty"` // SHA-256 of the SPKI, hexadecimal, current and next
+	RootPins               []string               `protobuf:"bytes,5,rep,name=root_pins,json=rootPins,proto3" json:"root_pins,omitempty"`                // SHA-256 of the SPKI, hexadecimal, current and next
+	Warnings               []string               `protobuf:"bytes,6,rep,name=warnings,proto3" json:"warnings,omitempty"`                                // of an import: what the operator should know of that CA
+	CallersIssuer          []byte                 `protobuf:"bytes,7,opt,name=callers_issuer,json=callersIssuer,proto3" json:"callers_issuer,omitempty"` // DER: who issues to callers and services at present
 	unknownFields          protoimpl.UnknownFields
 	sizeCache              protoimpl.SizeCache
 }
@@ -2038,6 +2040,20 @@ func (x *ShowCAResponse) GetCallerIntermediates() [][]byte {
 func (x *ShowCAResponse) GetRootPins() []string {
 	if x != nil {
 		return x.RootPins
+	}
+	return nil
+}
+
+func (x *ShowCAResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+func (x *ShowCAResponse) GetCallersIssuer() []byte {
+	if x != nil {
+		return x.CallersIssuer
 	}
 	return nil
 }
@@ -2964,7 +2980,8 @@ type RotateCAResponse struct {
 	Skipped       []string               `protobuf:"bytes,3,rep,name=skipped,proto3" json:"skipped,omitempty"`
 	SinceUnix     int64                  `protobuf:"varint,4,opt,name=since_unix,json=sinceUnix,proto3" json:"since_unix,omitempty"`
 	DeadlineUnix  int64                  `protobuf:"varint,5,opt,name=deadline_unix,json=deadlineUnix,proto3" json:"deadline_unix,omitempty"`
-	Next          string                 `protobuf:"bytes,6,opt,name=next,proto3" json:"next,omitempty"` // what happens next, and when
+	Next          string                 `protobuf:"bytes,6,opt,name=next,proto3" json:"next,omitempty"`         // what happens next, and when
+	Warnings      []string               `protobuf:"bytes,7,rep,name=warnings,proto3" json:"warnings,omitempty"` // what has to be done by hand
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3039,6 +3056,13 @@ func (x *RotateCAResponse) GetNext() string {
 		return x.Next
 	}
 	return ""
+}
+
+func (x *RotateCAResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
 }
 
 type BackupRequest struct {
@@ -3281,13 +3305,15 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\x04keys\x18\x01 \x03(\v2\x1f.sallyport.control.v1.APIKeyRowR\x04keys\")\n" +
 	"\x13RevokeAPIKeyRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x0f\n" +
-	"\rShowCARequest\"\xd2\x01\n" +
+	"\rShowCARequest\"\x95\x02\n" +
 	"\x0eShowCAResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x14\n" +
 	"\x05roots\x18\x02 \x03(\fR\x05roots\x127\n" +
 	"\x17component_intermediates\x18\x03 \x03(\fR\x16componentIntermediates\x121\n" +
 	"\x14caller_intermediates\x18\x04 \x03(\fR\x13callerIntermediates\x12\x1b\n" +
-	"\troot_pins\x18\x05 \x03(\tR\brootPins\"\x92\x02\n" +
+	"\troot_pins\x18\x05 \x03(\tR\brootPins\x12\x1a\n" +
+	"\bwarnings\x18\x06 \x03(\tR\bwarnings\x12%\n" +
+	"\x0ecallers_issuer\x18\a \x01(\fR\rcallersIssuer\"\x92\x02\n" +
 	"\x17IssueCertificateRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -3363,7 +3389,7 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\rACTION_STATUS\x10\x01\x12\x0f\n" +
 	"\vACTION_SKIP\x10\x02\x12\x13\n" +
 	"\x0fACTION_ROLLBACK\x10\x03\x12\x16\n" +
-	"\x12ACTION_COMPROMISED\x10\x04\"\xb6\x01\n" +
+	"\x12ACTION_COMPROMISED\x10\x04\"\xd2\x01\n" +
 	"\x10RotateCAResponse\x12\x14\n" +
 	"\x05phase\x18\x01 \x01(\tR\x05phase\x12\x1a\n" +
 	"\bblockers\x18\x02 \x03(\tR\bblockers\x12\x18\n" +
@@ -3371,7 +3397,8 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\n" +
 	"since_unix\x18\x04 \x01(\x03R\tsinceUnix\x12#\n" +
 	"\rdeadline_unix\x18\x05 \x01(\x03R\fdeadlineUnix\x12\x12\n" +
-	"\x04next\x18\x06 \x01(\tR\x04next\"\x0f\n" +
+	"\x04next\x18\x06 \x01(\tR\x04next\x12\x1a\n" +
+	"\bwarnings\x18\a \x03(\tR\bwarnings\"\x0f\n" +
 	"\rBackupRequest\"!\n" +
 	"\vBackupChunk\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data2\xd8\x11\n" +
