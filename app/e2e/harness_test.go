@@ -225,7 +225,10 @@ type deployment struct {
 }
 
 // deploy starts core and joins one proxy, with the given policy applied.
-func deploy(t *testing.T, policy string) *deployment {
+func deploy(t *testing.T, policy string) *deployment { return deployCore(t, policy) }
+
+// deployCore is deploy with more flags for core.
+func deployCore(t *testing.T, policy string, coreFlags ...string) *deployment {
 	t.Helper()
 	d := &deployment{
 		t: t, dir: t.TempDir(), gateways: map[string]*process{}, health: map[string]string{},
@@ -238,7 +241,7 @@ func deploy(t *testing.T, policy string) *deployment {
 
 	d.health["core"] = fmt.Sprintf("127.0.0.1:%d", freePort(t))
 	d.core = &process{name: "core", log: &buffer{},
-		args: []string{binary, "--role", "core", "--grpc-address", d.coreAddr, "--health-address", d.health["core"], "--access-log", "all"},
+		args: append([]string{binary, "--role", "core", "--grpc-address", d.coreAddr, "--health-address", d.health["core"], "--access-log", "all"}, coreFlags...),
 		env:  baseEnv(d.coreEnv...)}
 	d.core.start(t)
 	eventually(t, 15*time.Second, "core answers on its admin socket", func() error {
