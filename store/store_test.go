@@ -21,6 +21,10 @@ func TestMain(m *testing.M) {
 		crashChild(dir)
 		return
 	}
+	if dir := os.Getenv(restoreDir); dir != "" {
+		restoreChild(dir)
+		return
+	}
 	goleak.VerifyTestMain(m)
 }
 
@@ -167,6 +171,20 @@ func TestEveryDecisionNeedsAnActor(t *testing.T) {
 			"ApplyPolicy":  func() error { _, err := c.ApplyPolicy(ctx, "", []byte("x")); return err },
 			"AllowService": func() error { _, err := c.AllowService(ctx, "", "a.B", "a"); return err },
 			"Audit":        func() error { return c.Audit(ctx, "", "a", "b", "c") },
+			"Renew": func() error {
+				_, err := c.Renew(ctx, "", Renewal{NewSPKI: hash("k"), Issue: issue(hash("k"))}, noon)
+				return err
+			},
+			"RevokeCertificate": func() error {
+				_, err := c.RevokeCertificate(ctx, "", RevokeRequest{Serial: "01", Unrecorded: true}, noon)
+				return err
+			},
+			"MergeRevocations": func() error { _, err := c.MergeRevocations(ctx, "", nil, noon); return err },
+			"IntendRotation":   func() error { return c.IntendRotation(ctx, "", StepPublish, 0, noon) },
+			"ExtendRotation":   func() error { return c.ExtendRotation(ctx, "", day, noon) },
+			"SettleRotation":   func() error { _, err := c.SettleRotation(ctx, "", ca(PhaseSteady, "x"), noon); return err },
+			"SkipInRotation":   func() error { return c.SkipInRotation(ctx, "", pki.RoleGateway, "a") },
+			"OpenEpoch":        func() error { _, err := c.OpenEpoch(ctx, "", 7, "x", noon); return err },
 		}
 		for name, call := range calls {
 			if err := call(); !errors.Is(err, ErrNoActor) {
