@@ -28,7 +28,10 @@ const (
 // signs nothing else, wrote it there; a leaf has it because that intermediate
 // made it. It keeps the two hierarchies apart where only the root is known, as
 // when a newcomer meets core by the pin in its token.
-var componentPolicy = mustOID("2.25.188221023441604590218298001941481222357")
+//
+// It is a UUID in seven numbers, under an arc for such, because parsers stumble
+// over the one large number that it would be under 2.25.
+var componentPolicy = mustOID("1.2.840.113556.1.8000.2554.36250.3310.61624.17442.46426.16463036.4550869")
 
 func mustOID(s string) x509.OID {
 	oid, err := x509.ParseOID(s)
