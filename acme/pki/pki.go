@@ -22,7 +22,8 @@
 // intermediates alone; where only a root is known, at joining and renewal, the
 // verifier asks for the mark on the issuer; and the profile of callers refuses
 // every component role. An imported CA replaces the callers' issuer, never the
-// component hierarchy.
+// component hierarchy: one that may have CAs below it signs an intermediate of
+// ours and its key is not kept, one that may not issues itself.
 //
 // Requests become certificates in two steps. A prepare function checks a raw
 // request and returns a prepared one; issue takes nothing else, signs, parses
@@ -30,8 +31,27 @@
 // not pass does not leave. Names come from core's records; of a CSR the key is
 // used and nothing more.
 //
-// The key of the next root exists from the first day, so that join tokens can
-// pin it and stay good over a rotation.
+// # Rotation
+//
+// An Authority is a value that does not change. A step of its life (Publish,
+// Activate, Retire, Rollback, Compromised, ImportCallers, Reseal) stores the
+// new state and returns the Authority to use from then on.
+//
+//	steady     the root issues; the key of the next one exists and tokens pin it
+//	published  the next root and its intermediates are trusted too
+//	activated  the next hierarchy issues, the old one is trusted still
+//	steady     the old keys are gone
+//
+// When to go on is for core to decide, who knows which component has heard and
+// renewed. Each root is also signed by the one before it. Core shows that
+// certificate where it joins and recovers components (RecoveryChain), so that
+// one that slept through up to three rotations, and a token made before the
+// last, still find their way; with callers' certificates it leads over who has
+// installed the old CA file. On links it counts for nothing. The issuer of
+// components that was retired recovers its last certificates' owners for 120
+// days; the issuer of callers stays until its last certificate has ended.
+// After a compromise none of this is left: everything is made anew, and nothing
+// leads from the old to the new.
 //
 // # Verifying
 //
@@ -41,6 +61,18 @@
 // constraints, strong keys, marked issuer, revocation. Every refusal is a
 // *Refusal: a stable code, the cause, and the remedy. Explain gives errors of
 // crypto/tls, crypto/x509 and the network the same form and the same names.
+//
+// Recover accepts a component's certificate up to 30 days after its end, for the
+// one RPC that gives it the next. Verify is for people: it goes through a chain
+// step by step and names the one that fails.
+//
+// # Revocation
+//
+// What is revoked stands in a list of identities (with the incarnations so
+// far), serial numbers and keys, append-only and hash-chained, which the
+// component intermediate signs and every component holds. A core that is
+// restored from an older backup merges what its components hold, and so forgets
+// no revocation. Other software gets CRLs of every issuer.
 //
 // # Join tokens
 //
@@ -71,8 +103,15 @@
 //
 // # On disk
 //
-// The authority is a directory of PEM files, keys 0600, which appears whole by
-// one rename and is never overwritten. A component's key, chain and trust
+// The authority is one file, authority.age: certificates and private keys, as
+// JSON, encrypted and authenticated by age to a passphrase or to the identity
+// in a key file elsewhere (Secret). Its directory appears whole by one rename
+// and is never made over another. Each step replaces the file by rename, so
+// that kill -9 at any point leaves the state before it or after it; when
+// another process has changed it meanwhile, nothing is written. ca.crt beside
+// it is for other people's software and is never read.
+//
+// A component's key, chain and trust
 // bundle are one file, identity.pem, replaced by rename after it is durable: at
 // every moment there is the former or the new one. A new key is stored as
 // pending.key before its CSR leaves, so that a lost answer can be asked for

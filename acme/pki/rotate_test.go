@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -395,6 +396,56 @@ func TestOldOrNew(t *testing.T) {
 		os.Remove(filepath.Join(a.dir, tempPrefix+publicFile+"-1"))
 		write(path, newSealed)
 		a = next
+	}
+}
+
+// TestKill kills a process that does nothing but rotate, at moments of chance,
+// and opens what it leaves.
+func TestKill(t *testing.T) {
+	if dir := os.Getenv("PKI_TEST_ROTATE"); dir != "" {
+		a, err := OpenAuthority(dir, Secret{})
+		for err == nil {
+			switch a.Phase() {
+			case PhaseSteady:
+				a, err = a.Publish(epoch)
+			case PhasePublished:
+				a, err = a.Activate(epoch)
+			case PhaseActivated:
+				a, err = a.Retire(epoch)
+			}
+		}
+		t.Fatal(err)
+	}
+	a := testAuthority(t)
+	revision := a.state.revision
+	for i := range 12 {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestKill$", "-test.timeout=30s")
+		cmd.Env = append(os.Environ(), "PKI_TEST_ROTATE="+a.dir)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(60+11*i) * time.Millisecond) // to have it killed anywhere
+		cmd.Process.Kill()
+		cmd.Wait()
+		b, err := OpenAuthority(a.dir, Secret{})
+		if err != nil {
+			t.Fatalf("after %d kills: %v", i+1, err)
+		}
+		issueComponent(t, b, RoleGateway, "office", 1)
+		revision = b.state.revision
+	}
+	if revision < 12 {
+		t.Errorf("%d steps in 12 lives: nothing was going on when it was killed", revision)
+	}
+	b, err := OpenAuthority(a.dir, Secret{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Compromised(epoch); err != nil {
+		t.Error(err)
+	}
+	if left, _ := os.ReadDir(a.dir); len(left) != 2 {
+		t.Errorf("%v is left", left)
 	}
 }
 

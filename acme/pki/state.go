@@ -12,16 +12,6 @@ import (
 	"time"
 )
 
-// hierarchy is a root with the intermediates under it, which live and die
-// together.
-type hierarchy struct {
-	number     uint64
-	root       issuer
-	components issuer
-	callers    issuer // none where an imported CA issues to callers
-	used       bool   // it has issued, so somebody may hold its certificates
-}
-
 // callersIssuer is an issuer of callers' and services' certificates that stands
 // in no hierarchy of ours that is in force.
 type callersIssuer struct {
