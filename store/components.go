@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +31,7 @@ type ComponentRecord struct {
 	Serve       []string // gateway: patterns that bound its services; none: first come
 	Address     string   // proxy: HOST:PORT that core dials
 	ServerName  string   // proxy: name expected in an outside certificate
+	GRPCTLS     string   // proxy: what its gRPC port shows, "internal" or "files"; empty counts as internal
 	CertNames   []string // gateway: DNS names and addresses for --export-cert
 	Reusable    bool
 	State       string
@@ -51,7 +53,7 @@ func scanComponent(row func(...any) error) (r ComponentRecord, err error) {
 	var peers, serve, names string
 	var added, joined, seen, notAfter int64
 	err = row(&r.Role, &r.Name, &r.Incarnation, &r.Parent, &peers, &serve, &r.Address, &r.ServerName, &r.Reusable, &r.State,
-		&added, &joined, &seen, &r.SPKI, &notAfter, &r.Version, &r.Observed, &names)
+		&added, &joined, &seen, &r.SPKI, &notAfter, &r.Version, &r.Observed, &names, &r.GRPCTLS)
 	if err != nil {
 		return r, err
 	}
@@ -67,7 +69,7 @@ func scanComponent(row func(...any) error) (r ComponentRecord, err error) {
 }
 
 const selectComponents = `SELECT role, name, incarnation, parent, peers, serve, address, server_name, reusable, state,
-	added, joined, last_seen, spki, not_after, version, observed, cert_names FROM components `
+	added, joined, last_seen, spki, not_after, version, observed, cert_names, grpc_tls FROM components `
 
 // Component returns one that was not removed, or [ErrNotFound].
 func (c *Core) Component(ctx context.Context, role pki.Role, name string) (ComponentRecord, error) {
@@ -93,8 +95,25 @@ func (c *Core) Components(ctx context.Context, role pki.Role) ([]ComponentRecord
 	return list, nil
 }
 
-// errProxyNames refuses names that nothing would use.
-var errProxyNames = errors.New("certificate names are for gateways, which export a pair with --export-cert; a proxy has the names it is reached by")
+// What a proxy's gRPC port shows.
+const (
+	grpcInternal = "internal"
+	grpcFiles    = "files"
+)
+
+// checkSettings refuses what nothing would act on.
+func (r *ComponentRecord) checkSettings() error {
+	r.GRPCTLS = cmp.Or(r.GRPCTLS, grpcInternal)
+	switch {
+	case r.GRPCTLS != grpcInternal && r.GRPCTLS != grpcFiles:
+		return fmt.Errorf("a gRPC port shows a certificate of the embedded CA (internal) or of files, not %q", r.GRPCTLS)
+	case r.Role == pki.RoleGateway && r.GRPCTLS != grpcInternal:
+		return errors.New("a gateway has no gRPC port that could show a certificate of files")
+	case r.Role == pki.RoleProxy && len(r.CertNames) > 0:
+		return errors.New("certificate names are for gateways, which export a pair with --export-cert; a proxy has the names it is reached by")
+	}
+	return nil
+}
 
 // instanceRoom is what the name of a reusable gateway leaves for "-xxxxxx".
 const instanceRoom = 7
@@ -141,8 +160,8 @@ func checkNew(r *ComponentRecord, token *TokenRecord) error {
 	if err := pki.ValidName(r.Name); err != nil {
 		return err
 	}
-	if r.Role == pki.RoleProxy && len(r.CertNames) > 0 {
-		return errProxyNames
+	if err := r.checkSettings(); err != nil {
+		return err
 	}
 	if r.Reusable && r.Role == pki.RoleGateway && len(r.Name) > 63-instanceRoom {
 		return fmt.Errorf("the name of a reusable gateway has at most %d characters, since its instances are called %s-xxxxxx", 63-instanceRoom, r.Name)
@@ -182,20 +201,20 @@ func (t *tx) incarnation(role pki.Role, name string, former ComponentRecord) (ui
 
 func (t *tx) putComponent(r ComponentRecord) error {
 	_, err := t.exec(`INSERT INTO components (role, name, incarnation, parent, peers, serve, address, server_name, reusable, state,
-			added, joined, last_seen, spki, not_after, version, observed, cert_names)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+			added, joined, last_seen, spki, not_after, version, observed, cert_names, grpc_tls)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (role, name) DO UPDATE SET incarnation = excluded.incarnation, parent = excluded.parent, peers = excluded.peers,
 			serve = excluded.serve, address = excluded.address, server_name = excluded.server_name, reusable = excluded.reusable,
 			state = excluded.state, added = excluded.added, joined = excluded.joined, last_seen = excluded.last_seen,
 			spki = excluded.spki, not_after = excluded.not_after, version = excluded.version, observed = excluded.observed,
-			cert_names = excluded.cert_names`,
+			cert_names = excluded.cert_names, grpc_tls = excluded.grpc_tls`,
 		r.Role, r.Name, r.Incarnation, r.Parent, text(r.Peers), text(r.Serve), r.Address, r.ServerName, r.Reusable, r.State,
-		nanos(r.Added), nanos(r.Joined), nanos(r.LastSeen), r.SPKI, nanos(r.NotAfter), clean(r.Version, 128), clean(r.Observed, 128), text(r.CertNames))
+		nanos(r.Added), nanos(r.Joined), nanos(r.LastSeen), r.SPKI, nanos(r.NotAfter), clean(r.Version, 128), clean(r.Observed, 128), text(r.CertNames), cmp.Or(r.GRPCTLS, grpcInternal))
 	return err
 }
 
 // SetComponent lets change alter what an operator may alter: peers, serve,
-// address, server name, names of its certificates. Instances follow the gateway they are of. Nothing is
+// address, server name, mode of its gRPC port, names of its certificates. Instances follow the gateway they are of. Nothing is
 // written when nothing changes.
 func (c *Core) SetComponent(ctx context.Context, actor Actor, role pki.Role, name string, change func(*ComponentRecord) error) (ComponentRecord, error) {
 	var r ComponentRecord
@@ -209,16 +228,16 @@ func (c *Core) SetComponent(ctx context.Context, actor Actor, role pki.Role, nam
 		if err := change(&wish); err != nil {
 			return err
 		}
-		r.Peers, r.Serve, r.Address, r.ServerName, r.CertNames = wish.Peers, wish.Serve, wish.Address, wish.ServerName, wish.CertNames
-		if role == pki.RoleProxy && len(r.CertNames) > 0 {
-			return errProxyNames
+		r.Peers, r.Serve, r.Address, r.ServerName, r.GRPCTLS, r.CertNames = wish.Peers, wish.Serve, wish.Address, wish.ServerName, wish.GRPCTLS, wish.CertNames
+		if err := r.checkSettings(); err != nil {
+			return err
 		}
 		if settings(r) == before {
 			return nil
 		}
-		if _, err := t.exec(`UPDATE components SET peers = ?, serve = ?, address = ?, server_name = ?, cert_names = ?
+		if _, err := t.exec(`UPDATE components SET peers = ?, serve = ?, address = ?, server_name = ?, grpc_tls = ?, cert_names = ?
 			WHERE role = ? AND state <> 'removed' AND (name = ? OR parent = ?)`,
-			text(r.Peers), text(r.Serve), r.Address, r.ServerName, text(r.CertNames), role, name, name); err != nil {
+			text(r.Peers), text(r.Serve), r.Address, r.ServerName, r.GRPCTLS, text(r.CertNames), role, name, name); err != nil {
 			return err
 		}
 		if role == pki.RoleGateway {
@@ -245,6 +264,9 @@ func settings(r ComponentRecord) string {
 	}
 	if r.ServerName != "" {
 		words = append(words, "server name "+r.ServerName)
+	}
+	if r.GRPCTLS == grpcFiles {
+		words = append(words, "gRPC certificate of files")
 	}
 	if len(r.CertNames) > 0 {
 		words = append(words, "certificate names "+strings.Join(r.CertNames, " "))

@@ -14,7 +14,7 @@ func TestComponentRoundTrip(t *testing.T) {
 	eachCore(t, func(t *testing.T, c *Core) {
 		want := ComponentRecord{Role: pki.RoleProxy, Name: "dmz1", Peers: []string{"192.0.2.0/24", "core.example"}, Address: "192.0.2.7:50051", ServerName: "edge.example"}
 		got := add(t, c, want, tokenFor("dmz1"))
-		want.Incarnation, want.State, want.Added = 1, StateInvited, noon
+		want.Incarnation, want.State, want.Added, want.GRPCTLS = 1, StateInvited, noon, "internal"
 		if !reflect.DeepEqual(got, want) {
 			t.Errorf("added %+v", got)
 		}
@@ -57,13 +57,16 @@ func TestAddComponentRefuses(t *testing.T) {
 			r     ComponentRecord
 			token TokenRecord
 		}{
-			"a core":           {ComponentRecord{Role: pki.RoleCore, Name: "a"}, tokenFor("a")},
-			"a client":         {ComponentRecord{Role: pki.RoleClient, Name: "a"}, tokenFor("a")},
-			"no name":          {ComponentRecord{Role: pki.RoleGateway}, tokenFor("a")},
-			"a bad name":       {ComponentRecord{Role: pki.RoleGateway, Name: "a/b"}, tokenFor("a")},
-			"no room for -xxx": {ComponentRecord{Role: pki.RoleGateway, Name: strings.Repeat("a", 57), Reusable: true}, tokenFor("a")},
-			"no token":         {ComponentRecord{Role: pki.RoleGateway, Name: "a"}, TokenRecord{Expires: noon}},
-			"endless token":    {ComponentRecord{Role: pki.RoleGateway, Name: "a"}, TokenRecord{PublicKey: hash("a")}},
+			"a core":            {ComponentRecord{Role: pki.RoleCore, Name: "a"}, tokenFor("a")},
+			"a client":          {ComponentRecord{Role: pki.RoleClient, Name: "a"}, tokenFor("a")},
+			"no name":           {ComponentRecord{Role: pki.RoleGateway}, tokenFor("a")},
+			"a bad name":        {ComponentRecord{Role: pki.RoleGateway, Name: "a/b"}, tokenFor("a")},
+			"no room for -xxx":  {ComponentRecord{Role: pki.RoleGateway, Name: strings.Repeat("a", 57), Reusable: true}, tokenFor("a")},
+			"names of a proxy":  {ComponentRecord{Role: pki.RoleProxy, Name: "a", CertNames: []string{"a.example"}}, tokenFor("a")},
+			"port of a gateway": {ComponentRecord{Role: pki.RoleGateway, Name: "a", GRPCTLS: "files"}, tokenFor("a")},
+			"unknown mode":      {ComponentRecord{Role: pki.RoleProxy, Name: "a", GRPCTLS: "none"}, tokenFor("a")},
+			"no token":          {ComponentRecord{Role: pki.RoleGateway, Name: "a"}, TokenRecord{Expires: noon}},
+			"endless token":     {ComponentRecord{Role: pki.RoleGateway, Name: "a"}, TokenRecord{PublicKey: hash("a")}},
 		} {
 			if _, err := c.AddComponent(t.Context(), operator, test.r, test.token); err == nil {
 				t.Errorf("%s was added", name)
@@ -185,6 +188,46 @@ func TestSetComponent(t *testing.T) {
 		}
 		if _, err := c.SetComponent(ctx, operator, pki.RoleGateway, "nobody", func(r *ComponentRecord) error { return nil }); !errors.Is(err, ErrNotFound) {
 			t.Error(err)
+		}
+	})
+}
+
+func TestCertificateSettings(t *testing.T) {
+	eachCore(t, func(t *testing.T, c *Core) {
+		ctx := t.Context()
+		add(t, c, ComponentRecord{Role: pki.RoleProxy, Name: "p", GRPCTLS: "files", ServerName: "p.example"}, tokenFor("p"))
+		add(t, c, ComponentRecord{Role: pki.RoleGateway, Name: "g", CertNames: []string{"a.example"}}, tokenFor("g"))
+		set := func(role pki.Role, name string, change func(*ComponentRecord)) error {
+			_, err := c.SetComponent(ctx, operator, role, name, func(r *ComponentRecord) error { change(r); return nil })
+			return err
+		}
+		if r, err := c.Component(ctx, pki.RoleProxy, "p"); err != nil || r.GRPCTLS != "files" {
+			t.Errorf("%+v, %v", r, err)
+		}
+		if err := errors.Join(
+			set(pki.RoleProxy, "p", func(r *ComponentRecord) { r.GRPCTLS = "internal" }),
+			set(pki.RoleGateway, "g", func(r *ComponentRecord) { r.CertNames = []string{"b.example", "10.0.0.1"} }),
+		); err != nil {
+			t.Fatal(err)
+		}
+		if r, err := c.Component(ctx, pki.RoleProxy, "p"); err != nil || r.GRPCTLS != "internal" || r.ServerName != "p.example" {
+			t.Errorf("%+v, %v", r, err)
+		}
+		if r, err := c.Component(ctx, pki.RoleGateway, "g"); err != nil || !reflect.DeepEqual(r.CertNames, []string{"b.example", "10.0.0.1"}) {
+			t.Errorf("%+v, %v", r, err)
+		}
+		rows, err := c.AuditRows(ctx, 0, 2)
+		if err != nil || !strings.Contains(rows[0].Detail, "a.example") || !strings.Contains(rows[0].Detail, "b.example 10.0.0.1") || !strings.Contains(rows[1].Detail, "files") {
+			t.Errorf("audited %+v, %v", rows, err)
+		}
+		for name, err := range map[string]error{
+			"names of a proxy":  set(pki.RoleProxy, "p", func(r *ComponentRecord) { r.CertNames = []string{"x.example"} }),
+			"port of a gateway": set(pki.RoleGateway, "g", func(r *ComponentRecord) { r.GRPCTLS = "files" }),
+			"unknown mode":      set(pki.RoleProxy, "p", func(r *ComponentRecord) { r.GRPCTLS = "acme" }),
+		} {
+			if err == nil {
+				t.Errorf("%s: was set", name)
+			}
 		}
 	})
 }

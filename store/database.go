@@ -21,9 +21,9 @@ const readers = 4
 // made anew by the pool is like the first one.
 type database struct {
 	kind   kind
-	path   string // empty in memory
-	at     url.URL
-	lock   *lock // nil in memory
+	path   string  // empty in memory
+	at     url.URL // what connections are made to
+	lock   *lock   // nil in memory
 	writer *sql.DB
 	reader *sql.DB
 	anchor *sql.Conn // in memory: keeps the database alive between connections

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -223,4 +224,45 @@ func TestComponentDatabase(t *testing.T) {
 	if err := again.SaveSnapshot([]byte("new"), 1, 1); err != nil {
 		t.Errorf("after joining anew: %v", err)
 	}
+}
+
+// TestHoldersHaveOneCertificate: of what a component renews for itself only the
+// newest is in use, and only that one can alert.
+func TestHoldersHaveOneCertificate(t *testing.T) {
+	eachCore(t, func(t *testing.T, c *Core) {
+		var want []string
+		for serial, holder := range map[string]string{"01": "proxy/p: public port", "02": "gateway/g: export", "03": ""} {
+			for _, s := range []string{serial + "a", serial + "b"} {
+				r := CertificateRecord{Serial: s, Kind: "service", NotBefore: noon, NotAfter: noon.Add(time.Hour), SPKI: hash(s), DER: []byte(s), Holder: holder, Root: hash("root")}
+				if err := c.RecordCertificate(t.Context(), "core", r); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want = append(want, serial+"b")
+		}
+		want = append(want, "03a")
+		list, err := c.Certificates(t.Context(), false, noon)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, r := range list {
+			got = append(got, r.Serial)
+			if !reflect.DeepEqual(r.Root, hash("root")) || r.Serial == "01b" && r.Holder != "proxy/p: public port" {
+				t.Errorf("%+v", r)
+			}
+		}
+		slices.Sort(got)
+		slices.Sort(want)
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("in use: %v, want %v", got, want)
+		}
+		if all, err := c.Certificates(t.Context(), true, noon); err != nil || len(all) != 6 {
+			t.Errorf("all: %+v, %v", all, err)
+		}
+		bad := CertificateRecord{Serial: "04", Kind: "service", SPKI: hash("04"), DER: []byte("x"), Root: []byte("short")}
+		if err := c.RecordCertificate(t.Context(), "core", bad); err == nil {
+			t.Error("a root that is no hash was recorded")
+		}
+	})
 }

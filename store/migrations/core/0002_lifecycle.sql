@@ -7,7 +7,9 @@
 ALTER TABLE state ADD COLUMN made INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE state ADD COLUMN restored INTEGER NOT NULL DEFAULT 0;
 
+-- grpc_tls is how a proxy's gRPC port shows itself, since core never guesses.
 ALTER TABLE components ADD COLUMN cert_names TEXT NOT NULL DEFAULT '[]';
+ALTER TABLE components ADD COLUMN grpc_tls TEXT NOT NULL DEFAULT 'internal';
 
 -- root is the SHA-256 of the SubjectPublicKeyInfo of the root above it, NULL
 -- where nobody said; holder is who has it and for what, empty when that was the
