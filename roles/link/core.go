@@ -114,7 +114,11 @@ func (e *CoreEnd) register(s *Session) *pki.Refusal {
 	s.registered = true
 	alarm := former != nil && former.Instance != s.Instance && e.flapped(s.Peer.ID, time.Now())
 	e.mu.Unlock()
-	e.log().Info(fmt.Sprintf("%s %s connected", s.Peer.ID.Role, s.Peer.ID.Name), "from", sourceText(s.Peer.Remote), "version", s.Hello.GetVersion())
+	say := e.log().Info
+	if former != nil && former.Instance == s.Instance {
+		say = e.log().Debug // replaced, as at each renewal
+	}
+	say(fmt.Sprintf("%s %s connected", s.Peer.ID.Role, s.Peer.ID.Name), "from", sourceText(s.Peer.Remote), "version", s.Hello.GetVersion())
 	if former != nil {
 		former.supersede(s)
 	}
@@ -159,7 +163,11 @@ func (e *CoreEnd) unregister(s *Session, cause error) {
 		return
 	}
 	if !s.conn.Dialled { // when core dialled, the error of Serve is logged by who keeps the link
-		e.log().Warn(fmt.Sprintf("%s %s disconnected", s.Peer.ID.Role, s.Peer.ID.Name), "from", sourceText(s.Peer.Remote), "cause", causeText(cause))
+		say := e.log().Warn
+		if c, told := errors.AsType[*closedBy](cause); told && c.refusal.Code == codeReplaced {
+			say = e.log().Debug
+		}
+		say(fmt.Sprintf("%s %s disconnected", s.Peer.ID.Role, s.Peer.ID.Name), "from", sourceText(s.Peer.Remote), "cause", causeText(cause))
 	}
 	if e.Closed != nil {
 		e.Closed(s, cause)

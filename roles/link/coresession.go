@@ -353,10 +353,12 @@ func (s *Session) Done() <-chan struct{} { return s.ctx.Done() }
 // Context ends with the session; its cause is why.
 func (s *Session) Context() context.Context { return s.ctx }
 
+const codeReplaced = "replaced"
+
 // supersede ends s because next took its place.
 func (s *Session) supersede(next *Session) {
 	if next.Instance == s.Instance {
-		s.Close(&pki.Refusal{Code: "replaced", Cause: "replaced by a newer session of the same process", Remedy: "none needed"})
+		s.Close(&pki.Refusal{Code: codeReplaced, Cause: "replaced by a newer session of the same process", Remedy: "none needed"})
 		return
 	}
 	s.Close(&pki.Refusal{Code: "superseded",

@@ -265,3 +265,8 @@ func testContext(t *testing.T) context.Context {
 func revocationOf(c *pki.Credentials) []*control.Revocation {
 	return []*control.Revocation{{Identity: c.ID.String(), Incarnation: c.Incarnation()}}
 }
+
+func revocationByKey(c *pki.Credentials) []*control.Revocation {
+	sum := pki.SPKI(c.Chain[0])
+	return []*control.Revocation{{Key: sum[:]}}
+}

@@ -36,7 +36,7 @@ func Keep(ctx context.Context, log *slog.Logger, name string, f func(context.Con
 		if err == nil {
 			err = errors.New("it ended")
 		}
-		if text := err.Error(); text != said {
+		if text := sameCause(err); text != said {
 			said = text
 			logEnd(ctx, log, name, err)
 		}
@@ -49,6 +49,15 @@ func Keep(ctx context.Context, log *slog.Logger, name string, f func(context.Con
 		}
 		pause = min(2*pause, keepMost)
 	}
+}
+
+// sameCause is what is equal for two errors with the same cause: some texts
+// say what time it is.
+func sameCause(err error) string {
+	if r, ok := pki.AsRefusal(err); ok && (r.Code == pki.CodeExpired || r.Code == pki.CodeNotYetValid || r.Code == pki.CodeExpiredTooLong) {
+		return r.Code
+	}
+	return err.Error()
 }
 
 func logEnd(ctx context.Context, log *slog.Logger, name string, err error) {

@@ -2,7 +2,6 @@ package link
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"sync"
 	"testing"
@@ -213,7 +212,7 @@ func (l *life) dial(ctx context.Context, alpn string) (*Conn, error) {
 	if l.role == pki.RoleGateway {
 		return (&Dialler{Self: l.self, Connect: l.connect}).Dial(ctx, "bufconn:1", alpn, pki.Expect{Role: pki.RoleCore})
 	}
-	return (&Dialler{Self: l.coreSelf, Connect: l.connect, Recovery: l.recovery}).Dial(ctx, "bufconn:1", alpn, pki.Expect{Role: pki.RoleProxy, Name: "one"})
+	return l.coreDialler().Dial(ctx, "bufconn:1", alpn, pki.Expect{Role: pki.RoleProxy, Name: "one"})
 }
 
 // run runs everything until the returned function is called.
@@ -261,18 +260,11 @@ func (l *life) trouble(ctx context.Context, err error) error {
 		l.renewer.Trouble(err)
 		return err
 	}
-	if !Recoverable(err) {
-		return err
-	}
-	conn, dialErr := l.dial(ctx, ALPNRenew)
-	if dialErr != nil {
-		return fmt.Errorf("%w; and to recover it: %w", err, dialErr)
-	}
-	defer conn.Close()
-	if err := l.registrar.Recover(ctx, conn); err != nil {
-		return err
-	}
-	return err
+	return l.registrar.Mend(ctx, l.coreDialler(), "bufconn:1", pki.Expect{Role: pki.RoleProxy, Name: "one"}, err)
+}
+
+func (l *life) coreDialler() *Dialler {
+	return &Dialler{Self: l.coreSelf, Connect: l.connect, Recovery: l.recovery}
 }
 
 func (l *life) confirmed() int {

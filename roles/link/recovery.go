@@ -148,6 +148,25 @@ func (r *Registrar) Recover(ctx context.Context, conn *Conn) error {
 	})
 }
 
+// Mend is what core does when a proxy could not be reached, because of why: if
+// recovery can mend that, it dials and recovers the proxy's identity. The error
+// is the one to report; nil if the proxy can be dialled again at once. d has
+// Recovery.
+func (r *Registrar) Mend(ctx context.Context, d *Dialler, address string, want pki.Expect, why error) error {
+	if !Recoverable(why) {
+		return why
+	}
+	conn, err := d.Dial(ctx, address, ALPNRenew, want)
+	if err != nil {
+		return fmt.Errorf("recover the identity of %s %s: %w", want.Role, want.Name, err)
+	}
+	defer conn.Close()
+	if err := r.Recover(ctx, conn); err != nil {
+		return fmt.Errorf("recover the identity of %s %s: %w", want.Role, want.Name, err)
+	}
+	return nil
+}
+
 // ServeRecover is core's end on a connection that a gateway dialled: the
 // Port's Recover. The error of a refused component is the refusal.
 func (r *Registrar) ServeRecover(ctx context.Context, conn *Conn, st RecoverStream) error {

@@ -92,12 +92,11 @@ const (
 	requestLeast = 2 * time.Second
 )
 
-// once is one attempt to get the next certificate.
-func (r *Renewer) once(ctx context.Context) error {
+// once is one attempt to get the certificate that follows leaf.
+func (r *Renewer) once(ctx context.Context, leaf *x509.Certificate) error {
 	r.mu.Lock()
 	trouble := r.trouble
 	r.mu.Unlock()
-	leaf := r.Self.state.Load().leaf()
 	expired := !r.clock().Before(leaf.NotAfter)
 	connected := r.End != nil && r.End.Connected()
 	ctx, cancel := context.WithTimeout(ctx, clamp(lifeOf(leaf)/10, requestLeast, requestTime))
@@ -106,7 +105,7 @@ func (r *Renewer) once(ctx context.Context) error {
 	case (expired || trouble != nil && !connected) && r.Dial != nil:
 		return r.dialRecovery(ctx)
 	case connected:
-		return r.request(ctx)
+		return r.request(ctx, leaf)
 	case trouble != nil:
 		return fmt.Errorf("core does not recognise this identity, and has to come and renew it: %w", trouble)
 	case expired:
@@ -116,9 +115,12 @@ func (r *Renewer) once(ctx context.Context) error {
 }
 
 // request renews over the control session.
-func (r *Renewer) request(ctx context.Context) error {
+func (r *Renewer) request(ctx context.Context, leaf *x509.Certificate) error {
 	r.renewing.Lock()
 	defer r.renewing.Unlock()
+	if r.Self.state.Load().leaf() != leaf {
+		return nil // core came and recovered it meanwhile
+	}
 	key, csr, err := r.prepare()
 	if err != nil {
 		return err
@@ -201,7 +203,7 @@ func (r *Renewer) take(key crypto.Signer, der [][]byte, bundle *pki.Bundle) erro
 	r.Self.Set(next, bundle)
 	r.pending = nil
 	r.mu.Lock()
-	r.trouble = nil
+	r.trouble, r.fresh = nil, time.Now().Add(defaultHandshakeTimeout)
 	r.mu.Unlock()
 	r.log().Info("the identity is renewed", "identity", next.ID.String(), "serial", pki.Serial(next.Chain[0]), "not_after", next.NotAfter().UTC())
 	if r.End != nil {

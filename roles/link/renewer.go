@@ -55,6 +55,7 @@ type Renewer struct {
 	mu      sync.Mutex // guards what follows
 	err     error      // what Ready was told last
 	trouble error      // why core cannot be spoken to, as Trouble was told
+	fresh   time.Time  // until then, what Trouble is told may be about the former identity
 	wake    chan struct{}
 
 	step func(string) error // tests stop at each step here
@@ -79,9 +80,14 @@ func (r *Renewer) Trouble(err error) {
 		return
 	}
 	r.mu.Lock()
-	r.trouble = err
+	old := time.Now().Before(r.fresh)
+	if !old {
+		r.trouble = err
+	}
 	r.mu.Unlock()
-	r.kick()
+	if !old {
+		r.kick()
+	}
 }
 
 // Err is why the identity cannot be renewed; nil if it can, as far as is known.
@@ -133,10 +139,11 @@ func (r *Renewer) Run(ctx context.Context) error {
 		if !r.pause(ctx, min(max(wait, 0), clamp(life/60, 100*time.Millisecond, time.Minute))) {
 			return nil
 		}
+		life = plan.look(r.Self.state.Load(), r.RenewBefore, r.log())
 		if plan.leaf == nil || !r.due(&plan) {
 			continue
 		}
-		err := r.once(ctx)
+		err := r.once(ctx, plan.leaf)
 		switch {
 		case ctx.Err() != nil:
 			return nil
