@@ -125,6 +125,7 @@ type StatusResponse struct {
 	PolicyVersion uint64                 `protobuf:"varint,9,opt,name=policy_version,json=policyVersion,proto3" json:"policy_version,omitempty"`
 	CallsInFlight uint32                 `protobuf:"varint,10,opt,name=calls_in_flight,json=callsInFlight,proto3" json:"calls_in_flight,omitempty"`
 	Warnings      []string               `protobuf:"bytes,11,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Certificates  []*CertificateRow      `protobuf:"bytes,12,rep,name=certificates,proto3" json:"certificates,omitempty"` // every certificate of the system, the one that ends first comes first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -236,32 +237,40 @@ func (x *StatusResponse) GetWarnings() []string {
 	return nil
 }
 
+func (x *StatusResponse) GetCertificates() []*CertificateRow {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
 // Component is a gateway or proxy that was added, joined or not.
 type Component struct {
-	state                   protoimpl.MessageState `protogen:"open.v1"`
-	Role                    string                 `protobuf:"bytes,1,opt,name=role,proto3" json:"role,omitempty"` // "gateway" or "proxy"
-	Name                    string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Incarnation             uint64                 `protobuf:"varint,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	Peers                   []string               `protobuf:"bytes,4,rep,name=peers,proto3" json:"peers,omitempty"`                             // --ip, or --core-ip for a proxy
-	Serve                   []string               `protobuf:"bytes,5,rep,name=serve,proto3" json:"serve,omitempty"`                             // gateways
-	Address                 string                 `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`                         // proxies: HOST:PORT that core dials
-	ServerName              string                 `protobuf:"bytes,7,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"` // proxies: name expected of an outside certificate
-	State                   string                 `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"`                             // "invited", "joined", "connected", "lost", "removed"
-	Detail                  string                 `protobuf:"bytes,9,opt,name=detail,proto3" json:"detail,omitempty"`                           // why it is not connected, as last seen
-	Version                 string                 `protobuf:"bytes,10,opt,name=version,proto3" json:"version,omitempty"`
-	JoinedUnix              int64                  `protobuf:"varint,11,opt,name=joined_unix,json=joinedUnix,proto3" json:"joined_unix,omitempty"`
-	LastSeenUnix            int64                  `protobuf:"varint,12,opt,name=last_seen_unix,json=lastSeenUnix,proto3" json:"last_seen_unix,omitempty"`
-	CertificateNotAfterUnix int64                  `protobuf:"varint,13,opt,name=certificate_not_after_unix,json=certificateNotAfterUnix,proto3" json:"certificate_not_after_unix,omitempty"`
-	RttNano                 int64                  `protobuf:"varint,14,opt,name=rtt_nano,json=rttNano,proto3" json:"rtt_nano,omitempty"`
-	ClockOffsetNano         int64                  `protobuf:"varint,15,opt,name=clock_offset_nano,json=clockOffsetNano,proto3" json:"clock_offset_nano,omitempty"`
-	CallsInFlight           uint32                 `protobuf:"varint,16,opt,name=calls_in_flight,json=callsInFlight,proto3" json:"calls_in_flight,omitempty"`
-	AcknowledgedGeneration  uint64                 `protobuf:"varint,17,opt,name=acknowledged_generation,json=acknowledgedGeneration,proto3" json:"acknowledged_generation,omitempty"`
-	Generation              uint64                 `protobuf:"varint,18,opt,name=generation,proto3" json:"generation,omitempty"`
-	ObservedAddress         string                 `protobuf:"bytes,19,opt,name=observed_address,json=observedAddress,proto3" json:"observed_address,omitempty"`
-	Upstreams               []*UpstreamRow         `protobuf:"bytes,20,rep,name=upstreams,proto3" json:"upstreams,omitempty"`
-	CertificateNames        []string               `protobuf:"bytes,21,rep,name=certificate_names,json=certificateNames,proto3" json:"certificate_names,omitempty"` // gateway set --cert-name
-	Certificates            []*CertificateRow      `protobuf:"bytes,22,rep,name=certificates,proto3" json:"certificates,omitempty"`                                 // that it uses beside its identity
-	AcknowledgedRevocations uint64                 `protobuf:"varint,23,opt,name=acknowledged_revocations,json=acknowledgedRevocations,proto3" json:"acknowledged_revocations,omitempty"`
+	state                   protoimpl.MessageState     `protogen:"open.v1"`
+	Role                    string                     `protobuf:"bytes,1,opt,name=role,proto3" json:"role,omitempty"` // "gateway" or "proxy"
+	Name                    string                     `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Incarnation             uint64                     `protobuf:"varint,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Peers                   []string                   `protobuf:"bytes,4,rep,name=peers,proto3" json:"peers,omitempty"`                             // --ip, or --core-ip for a proxy
+	Serve                   []string                   `protobuf:"bytes,5,rep,name=serve,proto3" json:"serve,omitempty"`                             // gateways
+	Address                 string                     `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`                         // proxies: HOST:PORT that core dials
+	ServerName              string                     `protobuf:"bytes,7,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"` // proxies: name expected of an outside certificate
+	State                   string                     `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"`                             // "invited", "joined", "connected", "lost", "removed"
+	Detail                  string                     `protobuf:"bytes,9,opt,name=detail,proto3" json:"detail,omitempty"`                           // why it is not connected, as last seen
+	Version                 string                     `protobuf:"bytes,10,opt,name=version,proto3" json:"version,omitempty"`
+	JoinedUnix              int64                      `protobuf:"varint,11,opt,name=joined_unix,json=joinedUnix,proto3" json:"joined_unix,omitempty"`
+	LastSeenUnix            int64                      `protobuf:"varint,12,opt,name=last_seen_unix,json=lastSeenUnix,proto3" json:"last_seen_unix,omitempty"`
+	CertificateNotAfterUnix int64                      `protobuf:"varint,13,opt,name=certificate_not_after_unix,json=certificateNotAfterUnix,proto3" json:"certificate_not_after_unix,omitempty"`
+	RttNano                 int64                      `protobuf:"varint,14,opt,name=rtt_nano,json=rttNano,proto3" json:"rtt_nano,omitempty"`
+	ClockOffsetNano         int64                      `protobuf:"varint,15,opt,name=clock_offset_nano,json=clockOffsetNano,proto3" json:"clock_offset_nano,omitempty"`
+	CallsInFlight           uint32                     `protobuf:"varint,16,opt,name=calls_in_flight,json=callsInFlight,proto3" json:"calls_in_flight,omitempty"`
+	AcknowledgedGeneration  uint64                     `protobuf:"varint,17,opt,name=acknowledged_generation,json=acknowledgedGeneration,proto3" json:"acknowledged_generation,omitempty"`
+	Generation              uint64                     `protobuf:"varint,18,opt,name=generation,proto3" json:"generation,omitempty"`
+	ObservedAddress         string                     `protobuf:"bytes,19,opt,name=observed_address,json=observedAddress,proto3" json:"observed_address,omitempty"`
+	Upstreams               []*UpstreamRow             `protobuf:"bytes,20,rep,name=upstreams,proto3" json:"upstreams,omitempty"`
+	CertificateNames        []string                   `protobuf:"bytes,21,rep,name=certificate_names,json=certificateNames,proto3" json:"certificate_names,omitempty"` // gateway set --cert-name
+	Certificates            []*CertificateRow          `protobuf:"bytes,22,rep,name=certificates,proto3" json:"certificates,omitempty"`                                 // that it uses beside its identity
+	AcknowledgedRevocations uint64                     `protobuf:"varint,23,opt,name=acknowledged_revocations,json=acknowledgedRevocations,proto3" json:"acknowledged_revocations,omitempty"`
+	Revocation              *RevokeCertificateResponse `protobuf:"bytes,24,opt,name=revocation,proto3" json:"revocation,omitempty"` // answer of a removal: how far it has come
 	unknownFields           protoimpl.UnknownFields
 	sizeCache               protoimpl.SizeCache
 }
@@ -455,6 +464,13 @@ func (x *Component) GetAcknowledgedRevocations() uint64 {
 		return x.AcknowledgedRevocations
 	}
 	return 0
+}
+
+func (x *Component) GetRevocation() *RevokeCertificateResponse {
+	if x != nil {
+		return x.Revocation
+	}
+	return nil
 }
 
 type UpstreamRow struct {
@@ -1731,12 +1747,13 @@ func (x *CreateAPIKeyResponse) GetSecret() string {
 }
 
 type APIKeyRow struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Prefix        string                 `protobuf:"bytes,2,opt,name=prefix,proto3" json:"prefix,omitempty"` // spk_ and the first characters, to recognise it by
-	CreatedUnix   int64                  `protobuf:"varint,3,opt,name=created_unix,json=createdUnix,proto3" json:"created_unix,omitempty"`
-	ExpiresUnix   int64                  `protobuf:"varint,4,opt,name=expires_unix,json=expiresUnix,proto3" json:"expires_unix,omitempty"`
-	RevokedUnix   int64                  `protobuf:"varint,5,opt,name=revoked_unix,json=revokedUnix,proto3" json:"revoked_unix,omitempty"`
+	state         protoimpl.MessageState     `protogen:"open.v1"`
+	Name          string                     `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Prefix        string                     `protobuf:"bytes,2,opt,name=prefix,proto3" json:"prefix,omitempty"` // spk_ and the first characters, to recognise it by
+	CreatedUnix   int64                      `protobuf:"varint,3,opt,name=created_unix,json=createdUnix,proto3" json:"created_unix,omitempty"`
+	ExpiresUnix   int64                      `protobuf:"varint,4,opt,name=expires_unix,json=expiresUnix,proto3" json:"expires_unix,omitempty"`
+	RevokedUnix   int64                      `protobuf:"varint,5,opt,name=revoked_unix,json=revokedUnix,proto3" json:"revoked_unix,omitempty"`
+	Revocation    *RevokeCertificateResponse `protobuf:"bytes,6,opt,name=revocation,proto3" json:"revocation,omitempty"` // answer of a revocation: how far it has come
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1804,6 +1821,13 @@ func (x *APIKeyRow) GetRevokedUnix() int64 {
 		return x.RevokedUnix
 	}
 	return 0
+}
+
+func (x *APIKeyRow) GetRevocation() *RevokeCertificateResponse {
+	if x != nil {
+		return x.Revocation
+	}
+	return nil
 }
 
 type ListAPIKeysRequest struct {
@@ -3152,7 +3176,7 @@ var File_roles_control_admin_proto protoreflect.FileDescriptor
 const file_roles_control_admin_proto_rawDesc = "" +
 	"\n" +
 	"\x19roles/control/admin.proto\x12\x14sallyport.control.v1\"\x0f\n" +
-	"\rStatusRequest\"\xb1\x03\n" +
+	"\rStatusRequest\"\xfb\x03\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12!\n" +
 	"\ftrust_domain\x18\x02 \x01(\tR\vtrustDomain\x12\x14\n" +
@@ -3167,7 +3191,8 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\x0epolicy_version\x18\t \x01(\x04R\rpolicyVersion\x12&\n" +
 	"\x0fcalls_in_flight\x18\n" +
 	" \x01(\rR\rcallsInFlight\x12\x1a\n" +
-	"\bwarnings\x18\v \x03(\tR\bwarnings\"\xee\x06\n" +
+	"\bwarnings\x18\v \x03(\tR\bwarnings\x12H\n" +
+	"\fcertificates\x18\f \x03(\v2$.sallyport.control.v1.CertificateRowR\fcertificates\"\xbf\a\n" +
 	"\tComponent\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
@@ -3196,7 +3221,10 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\tupstreams\x18\x14 \x03(\v2!.sallyport.control.v1.UpstreamRowR\tupstreams\x12+\n" +
 	"\x11certificate_names\x18\x15 \x03(\tR\x10certificateNames\x12H\n" +
 	"\fcertificates\x18\x16 \x03(\v2$.sallyport.control.v1.CertificateRowR\fcertificates\x129\n" +
-	"\x18acknowledged_revocations\x18\x17 \x01(\x04R\x17acknowledgedRevocations\"a\n" +
+	"\x18acknowledged_revocations\x18\x17 \x01(\x04R\x17acknowledgedRevocations\x12O\n" +
+	"\n" +
+	"revocation\x18\x18 \x01(\v2/.sallyport.control.v1.RevokeCertificateResponseR\n" +
+	"revocation\"a\n" +
 	"\vUpstreamRow\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x0e\n" +
@@ -3293,13 +3321,16 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"ttlSeconds\"a\n" +
 	"\x14CreateAPIKeyResponse\x121\n" +
 	"\x03key\x18\x01 \x01(\v2\x1f.sallyport.control.v1.APIKeyRowR\x03key\x12\x16\n" +
-	"\x06secret\x18\x02 \x01(\tR\x06secret\"\xa0\x01\n" +
+	"\x06secret\x18\x02 \x01(\tR\x06secret\"\xf1\x01\n" +
 	"\tAPIKeyRow\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06prefix\x18\x02 \x01(\tR\x06prefix\x12!\n" +
 	"\fcreated_unix\x18\x03 \x01(\x03R\vcreatedUnix\x12!\n" +
 	"\fexpires_unix\x18\x04 \x01(\x03R\vexpiresUnix\x12!\n" +
-	"\frevoked_unix\x18\x05 \x01(\x03R\vrevokedUnix\"\x14\n" +
+	"\frevoked_unix\x18\x05 \x01(\x03R\vrevokedUnix\x12O\n" +
+	"\n" +
+	"revocation\x18\x06 \x01(\v2/.sallyport.control.v1.RevokeCertificateResponseR\n" +
+	"revocation\"\x14\n" +
 	"\x12ListAPIKeysRequest\"J\n" +
 	"\x13ListAPIKeysResponse\x123\n" +
 	"\x04keys\x18\x01 \x03(\v2\x1f.sallyport.control.v1.APIKeyRowR\x04keys\")\n" +
@@ -3494,67 +3525,70 @@ var file_roles_control_admin_proto_goTypes = []any{
 var file_roles_control_admin_proto_depIdxs = []int32{
 	3,  // 0: sallyport.control.v1.StatusResponse.components:type_name -> sallyport.control.v1.Component
 	13, // 1: sallyport.control.v1.StatusResponse.services:type_name -> sallyport.control.v1.ServiceRow
-	4,  // 2: sallyport.control.v1.Component.upstreams:type_name -> sallyport.control.v1.UpstreamRow
-	34, // 3: sallyport.control.v1.Component.certificates:type_name -> sallyport.control.v1.CertificateRow
-	3,  // 4: sallyport.control.v1.AddComponentResponse.component:type_name -> sallyport.control.v1.Component
-	3,  // 5: sallyport.control.v1.ListComponentsResponse.components:type_name -> sallyport.control.v1.Component
-	13, // 6: sallyport.control.v1.ListServicesResponse.services:type_name -> sallyport.control.v1.ServiceRow
-	24, // 7: sallyport.control.v1.CreateAPIKeyResponse.key:type_name -> sallyport.control.v1.APIKeyRow
-	24, // 8: sallyport.control.v1.ListAPIKeysResponse.keys:type_name -> sallyport.control.v1.APIKeyRow
-	34, // 9: sallyport.control.v1.ListCertificatesResponse.certificates:type_name -> sallyport.control.v1.CertificateRow
-	37, // 10: sallyport.control.v1.ListAuditResponse.rows:type_name -> sallyport.control.v1.AuditRow
-	0,  // 11: sallyport.control.v1.RotateCARequest.action:type_name -> sallyport.control.v1.RotateCARequest.Action
-	1,  // 12: sallyport.control.v1.Admin.Status:input_type -> sallyport.control.v1.StatusRequest
-	5,  // 13: sallyport.control.v1.Admin.AddComponent:input_type -> sallyport.control.v1.AddComponentRequest
-	7,  // 14: sallyport.control.v1.Admin.SetComponent:input_type -> sallyport.control.v1.SetComponentRequest
-	8,  // 15: sallyport.control.v1.Admin.ListComponents:input_type -> sallyport.control.v1.ListComponentsRequest
-	10, // 16: sallyport.control.v1.Admin.RemoveComponent:input_type -> sallyport.control.v1.RemoveComponentRequest
-	11, // 17: sallyport.control.v1.Admin.ListServices:input_type -> sallyport.control.v1.ListServicesRequest
-	14, // 18: sallyport.control.v1.Admin.AllowService:input_type -> sallyport.control.v1.AllowServiceRequest
-	15, // 19: sallyport.control.v1.Admin.CheckPolicy:input_type -> sallyport.control.v1.CheckPolicyRequest
-	17, // 20: sallyport.control.v1.Admin.ApplyPolicy:input_type -> sallyport.control.v1.ApplyPolicyRequest
-	18, // 21: sallyport.control.v1.Admin.ShowPolicy:input_type -> sallyport.control.v1.ShowPolicyRequest
-	20, // 22: sallyport.control.v1.Admin.ExplainPolicy:input_type -> sallyport.control.v1.ExplainPolicyRequest
-	22, // 23: sallyport.control.v1.Admin.CreateAPIKey:input_type -> sallyport.control.v1.CreateAPIKeyRequest
-	25, // 24: sallyport.control.v1.Admin.ListAPIKeys:input_type -> sallyport.control.v1.ListAPIKeysRequest
-	27, // 25: sallyport.control.v1.Admin.RevokeAPIKey:input_type -> sallyport.control.v1.RevokeAPIKeyRequest
-	28, // 26: sallyport.control.v1.Admin.ShowCA:input_type -> sallyport.control.v1.ShowCARequest
-	30, // 27: sallyport.control.v1.Admin.IssueCertificate:input_type -> sallyport.control.v1.IssueCertificateRequest
-	32, // 28: sallyport.control.v1.Admin.ListCertificates:input_type -> sallyport.control.v1.ListCertificatesRequest
-	38, // 29: sallyport.control.v1.Admin.RevokeCertificate:input_type -> sallyport.control.v1.RevokeCertificateRequest
-	40, // 30: sallyport.control.v1.Admin.GetCRL:input_type -> sallyport.control.v1.GetCRLRequest
-	42, // 31: sallyport.control.v1.Admin.ImportCA:input_type -> sallyport.control.v1.ImportCARequest
-	43, // 32: sallyport.control.v1.Admin.RotateCA:input_type -> sallyport.control.v1.RotateCARequest
-	45, // 33: sallyport.control.v1.Admin.Backup:input_type -> sallyport.control.v1.BackupRequest
-	35, // 34: sallyport.control.v1.Admin.ListAudit:input_type -> sallyport.control.v1.ListAuditRequest
-	2,  // 35: sallyport.control.v1.Admin.Status:output_type -> sallyport.control.v1.StatusResponse
-	6,  // 36: sallyport.control.v1.Admin.AddComponent:output_type -> sallyport.control.v1.AddComponentResponse
-	3,  // 37: sallyport.control.v1.Admin.SetComponent:output_type -> sallyport.control.v1.Component
-	9,  // 38: sallyport.control.v1.Admin.ListComponents:output_type -> sallyport.control.v1.ListComponentsResponse
-	3,  // 39: sallyport.control.v1.Admin.RemoveComponent:output_type -> sallyport.control.v1.Component
-	12, // 40: sallyport.control.v1.Admin.ListServices:output_type -> sallyport.control.v1.ListServicesResponse
-	13, // 41: sallyport.control.v1.Admin.AllowService:output_type -> sallyport.control.v1.ServiceRow
-	16, // 42: sallyport.control.v1.Admin.CheckPolicy:output_type -> sallyport.control.v1.CheckPolicyResponse
-	16, // 43: sallyport.control.v1.Admin.ApplyPolicy:output_type -> sallyport.control.v1.CheckPolicyResponse
-	19, // 44: sallyport.control.v1.Admin.ShowPolicy:output_type -> sallyport.control.v1.ShowPolicyResponse
-	21, // 45: sallyport.control.v1.Admin.ExplainPolicy:output_type -> sallyport.control.v1.ExplainPolicyResponse
-	23, // 46: sallyport.control.v1.Admin.CreateAPIKey:output_type -> sallyport.control.v1.CreateAPIKeyResponse
-	26, // 47: sallyport.control.v1.Admin.ListAPIKeys:output_type -> sallyport.control.v1.ListAPIKeysResponse
-	24, // 48: sallyport.control.v1.Admin.RevokeAPIKey:output_type -> sallyport.control.v1.APIKeyRow
-	29, // 49: sallyport.control.v1.Admin.ShowCA:output_type -> sallyport.control.v1.ShowCAResponse
-	31, // 50: sallyport.control.v1.Admin.IssueCertificate:output_type -> sallyport.control.v1.IssueCertificateResponse
-	33, // 51: sallyport.control.v1.Admin.ListCertificates:output_type -> sallyport.control.v1.ListCertificatesResponse
-	39, // 52: sallyport.control.v1.Admin.RevokeCertificate:output_type -> sallyport.control.v1.RevokeCertificateResponse
-	41, // 53: sallyport.control.v1.Admin.GetCRL:output_type -> sallyport.control.v1.GetCRLResponse
-	29, // 54: sallyport.control.v1.Admin.ImportCA:output_type -> sallyport.control.v1.ShowCAResponse
-	44, // 55: sallyport.control.v1.Admin.RotateCA:output_type -> sallyport.control.v1.RotateCAResponse
-	46, // 56: sallyport.control.v1.Admin.Backup:output_type -> sallyport.control.v1.BackupChunk
-	36, // 57: sallyport.control.v1.Admin.ListAudit:output_type -> sallyport.control.v1.ListAuditResponse
-	35, // [35:58] is the sub-list for method output_type
-	12, // [12:35] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	34, // 2: sallyport.control.v1.StatusResponse.certificates:type_name -> sallyport.control.v1.CertificateRow
+	4,  // 3: sallyport.control.v1.Component.upstreams:type_name -> sallyport.control.v1.UpstreamRow
+	34, // 4: sallyport.control.v1.Component.certificates:type_name -> sallyport.control.v1.CertificateRow
+	39, // 5: sallyport.control.v1.Component.revocation:type_name -> sallyport.control.v1.RevokeCertificateResponse
+	3,  // 6: sallyport.control.v1.AddComponentResponse.component:type_name -> sallyport.control.v1.Component
+	3,  // 7: sallyport.control.v1.ListComponentsResponse.components:type_name -> sallyport.control.v1.Component
+	13, // 8: sallyport.control.v1.ListServicesResponse.services:type_name -> sallyport.control.v1.ServiceRow
+	24, // 9: sallyport.control.v1.CreateAPIKeyResponse.key:type_name -> sallyport.control.v1.APIKeyRow
+	39, // 10: sallyport.control.v1.APIKeyRow.revocation:type_name -> sallyport.control.v1.RevokeCertificateResponse
+	24, // 11: sallyport.control.v1.ListAPIKeysResponse.keys:type_name -> sallyport.control.v1.APIKeyRow
+	34, // 12: sallyport.control.v1.ListCertificatesResponse.certificates:type_name -> sallyport.control.v1.CertificateRow
+	37, // 13: sallyport.control.v1.ListAuditResponse.rows:type_name -> sallyport.control.v1.AuditRow
+	0,  // 14: sallyport.control.v1.RotateCARequest.action:type_name -> sallyport.control.v1.RotateCARequest.Action
+	1,  // 15: sallyport.control.v1.Admin.Status:input_type -> sallyport.control.v1.StatusRequest
+	5,  // 16: sallyport.control.v1.Admin.AddComponent:input_type -> sallyport.control.v1.AddComponentRequest
+	7,  // 17: sallyport.control.v1.Admin.SetComponent:input_type -> sallyport.control.v1.SetComponentRequest
+	8,  // 18: sallyport.control.v1.Admin.ListComponents:input_type -> sallyport.control.v1.ListComponentsRequest
+	10, // 19: sallyport.control.v1.Admin.RemoveComponent:input_type -> sallyport.control.v1.RemoveComponentRequest
+	11, // 20: sallyport.control.v1.Admin.ListServices:input_type -> sallyport.control.v1.ListServicesRequest
+	14, // 21: sallyport.control.v1.Admin.AllowService:input_type -> sallyport.control.v1.AllowServiceRequest
+	15, // 22: sallyport.control.v1.Admin.CheckPolicy:input_type -> sallyport.control.v1.CheckPolicyRequest
+	17, // 23: sallyport.control.v1.Admin.ApplyPolicy:input_type -> sallyport.control.v1.ApplyPolicyRequest
+	18, // 24: sallyport.control.v1.Admin.ShowPolicy:input_type -> sallyport.control.v1.ShowPolicyRequest
+	20, // 25: sallyport.control.v1.Admin.ExplainPolicy:input_type -> sallyport.control.v1.ExplainPolicyRequest
+	22, // 26: sallyport.control.v1.Admin.CreateAPIKey:input_type -> sallyport.control.v1.CreateAPIKeyRequest
+	25, // 27: sallyport.control.v1.Admin.ListAPIKeys:input_type -> sallyport.control.v1.ListAPIKeysRequest
+	27, // 28: sallyport.control.v1.Admin.RevokeAPIKey:input_type -> sallyport.control.v1.RevokeAPIKeyRequest
+	28, // 29: sallyport.control.v1.Admin.ShowCA:input_type -> sallyport.control.v1.ShowCARequest
+	30, // 30: sallyport.control.v1.Admin.IssueCertificate:input_type -> sallyport.control.v1.IssueCertificateRequest
+	32, // 31: sallyport.control.v1.Admin.ListCertificates:input_type -> sallyport.control.v1.ListCertificatesRequest
+	38, // 32: sallyport.control.v1.Admin.RevokeCertificate:input_type -> sallyport.control.v1.RevokeCertificateRequest
+	40, // 33: sallyport.control.v1.Admin.GetCRL:input_type -> sallyport.control.v1.GetCRLRequest
+	42, // 34: sallyport.control.v1.Admin.ImportCA:input_type -> sallyport.control.v1.ImportCARequest
+	43, // 35: sallyport.control.v1.Admin.RotateCA:input_type -> sallyport.control.v1.RotateCARequest
+	45, // 36: sallyport.control.v1.Admin.Backup:input_type -> sallyport.control.v1.BackupRequest
+	35, // 37: sallyport.control.v1.Admin.ListAudit:input_type -> sallyport.control.v1.ListAuditRequest
+	2,  // 38: sallyport.control.v1.Admin.Status:output_type -> sallyport.control.v1.StatusResponse
+	6,  // 39: sallyport.control.v1.Admin.AddComponent:output_type -> sallyport.control.v1.AddComponentResponse
+	3,  // 40: sallyport.control.v1.Admin.SetComponent:output_type -> sallyport.control.v1.Component
+	9,  // 41: sallyport.control.v1.Admin.ListComponents:output_type -> sallyport.control.v1.ListComponentsResponse
+	3,  // 42: sallyport.control.v1.Admin.RemoveComponent:output_type -> sallyport.control.v1.Component
+	12, // 43: sallyport.control.v1.Admin.ListServices:output_type -> sallyport.control.v1.ListServicesResponse
+	13, // 44: sallyport.control.v1.Admin.AllowService:output_type -> sallyport.control.v1.ServiceRow
+	16, // 45: sallyport.control.v1.Admin.CheckPolicy:output_type -> sallyport.control.v1.CheckPolicyResponse
+	16, // 46: sallyport.control.v1.Admin.ApplyPolicy:output_type -> sallyport.control.v1.CheckPolicyResponse
+	19, // 47: sallyport.control.v1.Admin.ShowPolicy:output_type -> sallyport.control.v1.ShowPolicyResponse
+	21, // 48: sallyport.control.v1.Admin.ExplainPolicy:output_type -> sallyport.control.v1.ExplainPolicyResponse
+	23, // 49: sallyport.control.v1.Admin.CreateAPIKey:output_type -> sallyport.control.v1.CreateAPIKeyResponse
+	26, // 50: sallyport.control.v1.Admin.ListAPIKeys:output_type -> sallyport.control.v1.ListAPIKeysResponse
+	24, // 51: sallyport.control.v1.Admin.RevokeAPIKey:output_type -> sallyport.control.v1.APIKeyRow
+	29, // 52: sallyport.control.v1.Admin.ShowCA:output_type -> sallyport.control.v1.ShowCAResponse
+	31, // 53: sallyport.control.v1.Admin.IssueCertificate:output_type -> sallyport.control.v1.IssueCertificateResponse
+	33, // 54: sallyport.control.v1.Admin.ListCertificates:output_type -> sallyport.control.v1.ListCertificatesResponse
+	39, // 55: sallyport.control.v1.Admin.RevokeCertificate:output_type -> sallyport.control.v1.RevokeCertificateResponse
+	41, // 56: sallyport.control.v1.Admin.GetCRL:output_type -> sallyport.control.v1.GetCRLResponse
+	29, // 57: sallyport.control.v1.Admin.ImportCA:output_type -> sallyport.control.v1.ShowCAResponse
+	44, // 58: sallyport.control.v1.Admin.RotateCA:output_type -> sallyport.control.v1.RotateCAResponse
+	46, // 59: sallyport.control.v1.Admin.Backup:output_type -> sallyport.control.v1.BackupChunk
+	36, // 60: sallyport.control.v1.Admin.ListAudit:output_type -> sallyport.control.v1.ListAuditResponse
+	38, // [38:61] is the sub-list for method output_type
+	15, // [15:38] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_roles_control_admin_proto_init() }
