@@ -552,6 +552,7 @@ type AddComponentRequest struct {
 	Reusable      bool                   `protobuf:"varint,7,opt,name=reusable,proto3" json:"reusable,omitempty"`
 	TtlSeconds    int64                  `protobuf:"varint,8,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"` // 0: 30 minutes
 	Uses          uint32                 `protobuf:"varint,9,opt,name=uses,proto3" json:"uses,omitempty"`                               // reusable only
+	GrpcTls       string                 `protobuf:"bytes,10,opt,name=grpc_tls,json=grpcTls,proto3" json:"grpc_tls,omitempty"`          // proxies: "internal" (or empty), "files"
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -649,6 +650,13 @@ func (x *AddComponentRequest) GetUses() uint32 {
 	return 0
 }
 
+func (x *AddComponentRequest) GetGrpcTls() string {
+	if x != nil {
+		return x.GrpcTls
+	}
+	return ""
+}
+
 type AddComponentResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Component     *Component             `protobuf:"bytes,1,opt,name=component,proto3" json:"component,omitempty"`
@@ -729,6 +737,7 @@ type SetComponentRequest struct {
 	ServerName            string                 `protobuf:"bytes,7,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
 	CertificateNames      []string               `protobuf:"bytes,8,rep,name=certificate_names,json=certificateNames,proto3" json:"certificate_names,omitempty"`
 	ClearCertificateNames bool                   `protobuf:"varint,9,opt,name=clear_certificate_names,json=clearCertificateNames,proto3" json:"clear_certificate_names,omitempty"`
+	GrpcTls               string                 `protobuf:"bytes,10,opt,name=grpc_tls,json=grpcTls,proto3" json:"grpc_tls,omitempty"`
 	unknownFields         protoimpl.UnknownFields
 	sizeCache             protoimpl.SizeCache
 }
@@ -824,6 +833,13 @@ func (x *SetComponentRequest) GetClearCertificateNames() bool {
 		return x.ClearCertificateNames
 	}
 	return false
+}
+
+func (x *SetComponentRequest) GetGrpcTls() string {
+	if x != nil {
+		return x.GrpcTls
+	}
+	return ""
 }
 
 type ListComponentsRequest struct {
@@ -1999,6 +2015,7 @@ type ShowCAResponse struct {
 	RootPins               []string               `protobuf:"bytes,5,rep,name=root_pins,json=rootPins,proto3" json:"root_pins,omitempty"`                // SHA-256 of the SPKI, hexadecimal, current and next
 	Warnings               []string               `protobuf:"bytes,6,rep,name=warnings,proto3" json:"warnings,omitempty"`                                // of an import: what the operator should know of that CA
 	CallersIssuer          []byte                 `protobuf:"bytes,7,opt,name=callers_issuer,json=callersIssuer,proto3" json:"callers_issuer,omitempty"` // DER: who issues to callers and services at present
+	CallerRoots            [][]byte               `protobuf:"bytes,8,rep,name=caller_roots,json=callerRoots,proto3" json:"caller_roots,omitempty"`       // of imported or former issuers: what others install beside roots
 	unknownFields          protoimpl.UnknownFields
 	sizeCache              protoimpl.SizeCache
 }
@@ -2078,6 +2095,13 @@ func (x *ShowCAResponse) GetWarnings() []string {
 func (x *ShowCAResponse) GetCallersIssuer() []byte {
 	if x != nil {
 		return x.CallersIssuer
+	}
+	return nil
+}
+
+func (x *ShowCAResponse) GetCallerRoots() [][]byte {
+	if x != nil {
+		return x.CallerRoots
 	}
 	return nil
 }
@@ -3229,7 +3253,7 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x0e\n" +
 	"\x02up\x18\x03 \x01(\bR\x02up\x12\x14\n" +
-	"\x05error\x18\x04 \x01(\tR\x05error\"\xf5\x01\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\"\x90\x02\n" +
 	"\x13AddComponentRequest\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -3241,12 +3265,14 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\breusable\x18\a \x01(\bR\breusable\x12\x1f\n" +
 	"\vttl_seconds\x18\b \x01(\x03R\n" +
 	"ttlSeconds\x12\x12\n" +
-	"\x04uses\x18\t \x01(\rR\x04uses\"\xa8\x01\n" +
+	"\x04uses\x18\t \x01(\rR\x04uses\x12\x19\n" +
+	"\bgrpc_tls\x18\n" +
+	" \x01(\tR\agrpcTls\"\xa8\x01\n" +
 	"\x14AddComponentResponse\x12=\n" +
 	"\tcomponent\x18\x01 \x01(\v2\x1f.sallyport.control.v1.ComponentR\tcomponent\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\tR\x05token\x12!\n" +
 	"\fexpires_unix\x18\x03 \x01(\x03R\vexpiresUnix\x12\x18\n" +
-	"\acommand\x18\x04 \x01(\tR\acommand\"\xaa\x02\n" +
+	"\acommand\x18\x04 \x01(\tR\acommand\"\xc5\x02\n" +
 	"\x13SetComponentRequest\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -3258,7 +3284,9 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\vserver_name\x18\a \x01(\tR\n" +
 	"serverName\x12+\n" +
 	"\x11certificate_names\x18\b \x03(\tR\x10certificateNames\x126\n" +
-	"\x17clear_certificate_names\x18\t \x01(\bR\x15clearCertificateNames\"+\n" +
+	"\x17clear_certificate_names\x18\t \x01(\bR\x15clearCertificateNames\x12\x19\n" +
+	"\bgrpc_tls\x18\n" +
+	" \x01(\tR\agrpcTls\"+\n" +
 	"\x15ListComponentsRequest\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\"Y\n" +
 	"\x16ListComponentsResponse\x12?\n" +
@@ -3336,7 +3364,7 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\x04keys\x18\x01 \x03(\v2\x1f.sallyport.control.v1.APIKeyRowR\x04keys\")\n" +
 	"\x13RevokeAPIKeyRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x0f\n" +
-	"\rShowCARequest\"\x95\x02\n" +
+	"\rShowCARequest\"\xb8\x02\n" +
 	"\x0eShowCAResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x14\n" +
 	"\x05roots\x18\x02 \x03(\fR\x05roots\x127\n" +
@@ -3344,7 +3372,8 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\x14caller_intermediates\x18\x04 \x03(\fR\x13callerIntermediates\x12\x1b\n" +
 	"\troot_pins\x18\x05 \x03(\tR\brootPins\x12\x1a\n" +
 	"\bwarnings\x18\x06 \x03(\tR\bwarnings\x12%\n" +
-	"\x0ecallers_issuer\x18\a \x01(\fR\rcallersIssuer\"\x92\x02\n" +
+	"\x0ecallers_issuer\x18\a \x01(\fR\rcallersIssuer\x12!\n" +
+	"\fcaller_roots\x18\b \x03(\fR\vcallerRoots\"\x92\x02\n" +
 	"\x17IssueCertificateRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
