@@ -270,7 +270,8 @@ type Component struct {
 	CertificateNames        []string                   `protobuf:"bytes,21,rep,name=certificate_names,json=certificateNames,proto3" json:"certificate_names,omitempty"` // gateway set --cert-name
 	Certificates            []*CertificateRow          `protobuf:"bytes,22,rep,name=certificates,proto3" json:"certificates,omitempty"`                                 // that it uses beside its identity
 	AcknowledgedRevocations uint64                     `protobuf:"varint,23,opt,name=acknowledged_revocations,json=acknowledgedRevocations,proto3" json:"acknowledged_revocations,omitempty"`
-	Revocation              *RevokeCertificateResponse `protobuf:"bytes,24,opt,name=revocation,proto3" json:"revocation,omitempty"` // answer of a removal: how far it has come
+	Revocation              *RevokeCertificateResponse `protobuf:"bytes,24,opt,name=revocation,proto3" json:"revocation,omitempty"`          // answer of a removal: how far it has come
+	GrpcTls                 string                     `protobuf:"bytes,25,opt,name=grpc_tls,json=grpcTls,proto3" json:"grpc_tls,omitempty"` // proxies: how its gRPC port shows itself, "internal" or "files"
 	unknownFields           protoimpl.UnknownFields
 	sizeCache               protoimpl.SizeCache
 }
@@ -471,6 +472,13 @@ func (x *Component) GetRevocation() *RevokeCertificateResponse {
 		return x.Revocation
 	}
 	return nil
+}
+
+func (x *Component) GetGrpcTls() string {
+	if x != nil {
+		return x.GrpcTls
+	}
+	return ""
 }
 
 type UpstreamRow struct {
@@ -3216,7 +3224,7 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\x0fcalls_in_flight\x18\n" +
 	" \x01(\rR\rcallsInFlight\x12\x1a\n" +
 	"\bwarnings\x18\v \x03(\tR\bwarnings\x12H\n" +
-	"\fcertificates\x18\f \x03(\v2$.sallyport.control.v1.CertificateRowR\fcertificates\"\xbf\a\n" +
+	"\fcertificates\x18\f \x03(\v2$.sallyport.control.v1.CertificateRowR\fcertificates\"\xda\a\n" +
 	"\tComponent\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
@@ -3248,7 +3256,8 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\x18acknowledged_revocations\x18\x17 \x01(\x04R\x17acknowledgedRevocations\x12O\n" +
 	"\n" +
 	"revocation\x18\x18 \x01(\v2/.sallyport.control.v1.RevokeCertificateResponseR\n" +
-	"revocation\"a\n" +
+	"revocation\x12\x19\n" +
+	"\bgrpc_tls\x18\x19 \x01(\tR\agrpcTls\"a\n" +
 	"\vUpstreamRow\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x0e\n" +
