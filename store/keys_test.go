@@ -18,7 +18,7 @@ import (
 // move is one thing that happens in a story about gateway "orders", which
 // joined at noon with key a.
 type move struct {
-	do     string // session, link, renew, remove, add, revoke
+	do     string // session, link, renew, remove, add, revoke, keep
 	key    string // that is shown; revoke: whose certificate
 	next   string // renew: of the request; add: that it joins with
 	source string
@@ -108,6 +108,9 @@ func (p *cast) play(m move) error {
 			p.last = got
 		}
 		return err
+	case "keep": // what it has now, for later
+		p.certs[m.key+" kept"] = p.certs[m.key]
+		return nil
 	case "remove":
 		_, err := p.c.RemoveComponent(p.t.Context(), operator, pki.RoleGateway, "orders")
 		return err
@@ -245,6 +248,17 @@ var stories = map[string][]move{
 		{do: "revoke", key: "b", at: 2 * minute},
 		{do: "session", key: "b", source: here, at: 3 * minute, want: ErrRevoked},
 		{do: "session", key: "a", source: here, at: 3 * minute},
+		{do: "renew", key: "a", next: "b", source: here, at: 4 * minute, want: ErrRevoked},
+		{do: "renew", key: "a", next: "c", source: here, at: 5 * minute},
+		{do: "session", key: "c", source: here, at: 6 * minute},
+	},
+	"a key revoked with its former certificate": {
+		{do: "renew", key: "a", next: "b", source: here, at: minute},
+		{do: "keep", key: "b", at: minute},
+		{do: "renew", key: "a", next: "b", source: here, at: 20 * time.Hour}, // issued anew, for the same key
+		{do: "revoke", key: "b kept", at: 21 * time.Hour},
+		{do: "session", key: "b", source: here, at: 22 * time.Hour, want: ErrRevoked},
+		{do: "link", key: "b", source: here, at: 22 * time.Hour, want: ErrRevoked},
 	},
 	"signed and never issued": {
 		{do: "session", key: "q", source: far, at: minute, want: ErrNotJoined, alarms: 1},

@@ -58,6 +58,9 @@ func (c *Core) Renew(ctx context.Context, actor Actor, r Renewal, now time.Time)
 			}
 			return h.refusal
 		}
+		if at, err := revokedAt(t.ctx, t.sql, h.component.Role, h.component.Name, &CertificateRecord{Incarnation: h.component.Incarnation, SPKI: r.NewSPKI}); err != nil || !at.IsZero() {
+			return errors.Join(err, fmt.Errorf("renew %s with the key of a revoked certificate: %w", h.component.Label(), ErrRevoked))
+		}
 		if h.State == KeyPending {
 			if bytes.Equal(r.NewSPKI, r.Holder.Certificate.SPKI) {
 				return fmt.Errorf("renew %s: %w", h.component.Label(), ErrKeyReused)

@@ -176,6 +176,10 @@ func (t *tx) takeOverFrom(r Restoration, before former) (epoch uint64, err error
 	if _, err := t.exec("UPDATE state SET made = ?, restored = ?", nanos(r.Made), nanos(t.now)); err != nil {
 		return 0, err
 	}
+	// A step of the CA that was about to be done then is not done by surprise now.
+	if _, err := t.exec("UPDATE rotation SET intent = '', intended = 0 WHERE intent <> ''"); err != nil {
+		return 0, err
+	}
 	merged, err := t.mergeRevocations(append(before.revocations, r.Revocations...))
 	if err != nil {
 		return 0, err

@@ -107,6 +107,12 @@ func lived(t *testing.T, path string) (c *Core, p *cast, backup string) {
 		}
 	}
 	renew(t, p, "late", "late", "late2", noon.Add(5*time.Minute), false) // pending at the backup
+	if _, err := c.SettleRotation(t.Context(), "core", ca(PhaseSteady, "one"), noon); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.IntendRotation(t.Context(), operator, StepCompromised, 0, noon); err != nil {
+		t.Fatal(err)
+	}
 	backup = backUp(t, c)
 
 	later := noon.Add(6 * time.Hour)
@@ -186,6 +192,9 @@ func TestRestore(t *testing.T) {
 				t.Errorf("audited %+v, %v", rows, err)
 			}
 
+			if r, err := c.Rotation(t.Context()); err != nil || r.Intent != "" || r.Phase != PhaseSteady {
+				t.Errorf("a step that was intended then is still to be done: %+v, %v", r, err)
+			}
 			saw := func(key string, want error) {
 				t.Helper()
 				if _, err := c.SawKey(t.Context(), KeyUse{Certificate: p.certs[key], Source: here}, restored.Add(time.Minute)); !errors.Is(err, want) {

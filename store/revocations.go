@@ -103,8 +103,14 @@ func (t *tx) revokeIdentity(r ComponentRecord, reason string) error {
 	return t.markRevoked(v)
 }
 
-// markRevoked notes at the certificates what a revocation covers.
+// markRevoked notes at the certificates what a revocation covers. A renewal with
+// a key that is revoked before it was seen is none: another key may follow.
 func (t *tx) markRevoked(v Revocation) error {
+	if v.Serial != "" {
+		if _, err := t.exec("DELETE FROM identity_keys WHERE serial = ? AND state = 'pending'", v.Serial); err != nil {
+			return err
+		}
+	}
 	_, err := t.exec(`UPDATE certificates SET revoked = ?1, revoked_reason = ?2 WHERE revoked = 0 AND
 			CASE WHEN ?3 <> '' THEN serial = ?3 ELSE role = ?4 AND name = ?5 AND incarnation <= ?6 END`,
 		nanos(v.At), v.Reason, v.Serial, v.Role, v.Name, v.Incarnation)

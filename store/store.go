@@ -24,6 +24,22 @@
 // access to anything; writing them does, and so they are 0600 in a 0700
 // directory, and locked against a second process.
 //
+// # Which key counts
+//
+// Of every component core knows the one key that counts, and at most one that
+// is to follow it, see [KeyState]. Every handshake is judged by that, so that a
+// copy of a component's disk and the component cannot both go on, and the
+// operator hears of it.
+//
+// # What survives a restore
+//
+// [Core.Snapshot] copies a running core, [RestoreCore] puts such a copy back. A
+// revocation is never undone by it: revocations are a list that only grows, and
+// a restored database learns from the one that was there before, and from the
+// signed lists that components hold, what it does not know. A restored core
+// orders its state by a new epoch, and accepts components that have renewed
+// since the backup.
+//
 // # How it changes
 //
 // The schema's version is PRAGMA user_version; migrations are embedded and run
