@@ -61,26 +61,36 @@ func CreateAuthority(dir string, secret Secret, trustDomain string, now time.Tim
 	if err := ValidTrustDomain(trustDomain); err != nil {
 		return fail(err)
 	}
-	secret, err := secret.at(dir)
-	if err != nil {
-		return fail(err)
-	}
-	if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
-		return fail(fs.ErrExist) // before a key file is made
-	}
-	if err := secret.prepare(); err != nil {
-		return fail(err)
-	}
 	s, err := newState(trustDomain, 1, now)
 	if err != nil {
 		return fail(err)
 	}
-	sealed, err := sealState(s, secret)
+	a, err := placeAuthority(dir, secret, s)
 	if err != nil {
 		return fail(err)
 	}
+	return a, nil
+}
+
+// placeAuthority seals a state into a directory that it makes; fs.ErrExist if
+// there is something. The key file that secret may name is made first.
+func placeAuthority(dir string, secret Secret, s *state) (*Authority, error) {
+	secret, err := secret.at(dir)
+	if err != nil {
+		return nil, err
+	}
+	if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
+		return nil, fs.ErrExist // before a key file is made
+	}
+	if err := secret.prepare(); err != nil {
+		return nil, err
+	}
+	sealed, err := sealState(s, secret)
+	if err != nil {
+		return nil, err
+	}
 	if err := writeDir(dir, map[string][]byte{sealedFile: sealed, publicFile: s.bundle().PEM()}); err != nil {
-		return fail(err)
+		return nil, err
 	}
 	return newAuthority(dir, secret, sealed, s)
 }

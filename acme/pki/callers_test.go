@@ -116,6 +116,9 @@ func TestImportCallers(t *testing.T) {
 		if bb, ab := b.Bundle(), a.Bundle(); !bb.Roots[0].Equal(ab.Roots[0]) || len(bb.Roots) != 1 || !bb.ComponentIntermediates[0].Equal(ab.ComponentIntermediates[0]) || len(bb.ComponentIntermediates) != 1 {
 			t.Errorf("%s: the component hierarchy changed", name)
 		}
+		if n := len(b.Bundle().CallerIntermediates); n != 2 || !b.Bundle().CallerIntermediates[0].Equal(imported.Issuer) {
+			t.Errorf("%s: %d issuers of callers, or the present one is not the first", name, n)
+		}
 		if back, err := BundleFromProto(b.Bundle().Proto()); err != nil || !back.Equal(b.Bundle()) {
 			t.Errorf("%s: the bundle does not travel: %v", name, err)
 		}

@@ -111,9 +111,9 @@
 // another process has changed it meanwhile, nothing is written. ca.crt beside
 // it is for other people's software and is never read.
 //
-// A component's key, chain and trust
-// bundle are one file, identity.pem, replaced by rename after it is durable: at
-// every moment there is the former or the new one. A new key is stored as
-// pending.key before its CSR leaves, so that a lost answer can be asked for
-// again with the same key. A private key that others may read is refused.
+// A component's key, chain and trust bundle are one file, identity.pem, replaced
+// by rename after it is durable: at every moment there is the former or the new
+// one. A new key is stored as pending.key before its CSR leaves, so that a lost
+// answer can be asked for again with the same key. A private key that others may
+// read is refused.
 package pki
