@@ -2,7 +2,9 @@ package proxy
 
 import (
 	"context"
+	"fmt"
 	"sync"
+	"time"
 
 	"sallyport/acme/pki"
 	"sallyport/roles/link"
@@ -15,13 +17,17 @@ type component struct {
 	proxy *proxy
 	port  *link.Port
 
-	joining sync.Mutex // one join at a time
+	joining sync.Mutex    // one join at a time
+	joined  chan struct{} // closed once there is an identity
 }
 
 func newComponent(p *proxy) *component {
-	c := &component{proxy: p}
+	c := &component{proxy: p, joined: make(chan struct{})}
+	if p.self.Credentials() != nil {
+		close(c.joined)
+	}
 	c.port = &link.Port{
-		Self: p.self, Log: p.log, Expect: pki.RoleCore, Token: p.token.Load, Health: &portHealth{proxy: p},
+		Self: p.self, Log: p.log, Expect: pki.RoleCore, Token: p.token.Load, Health: &portHealth{proxy: p}, Recover: p.renewer.ServeRecover,
 		Handlers: map[string]link.Handler{link.ALPNJoin: c.join, link.ALPNControl: c.control, link.ALPNRelay: c.relay},
 	}
 	return c
@@ -47,22 +53,35 @@ func (c *component) join(ctx context.Context, conn *link.Conn) {
 	}
 	p.self.Set(grant.Credentials, grant.Bundle)
 	p.token.Store(nil) // the seed is not needed any more, and not kept
+	close(c.joined)
 	p.log.Info("joined", "identity", grant.Credentials.ID.String())
 	p.state.changed()
 }
 
-// control is one control session.
+// keepIdentity renews the identity, once there is one, until ctx ends.
+func (c *component) keepIdentity(ctx context.Context) {
+	select {
+	case <-c.joined:
+		_ = c.proxy.renewer.Run(ctx) // nil: ctx has ended
+	case <-ctx.Done():
+	}
+}
+
+// control is one control session. When core replaces it by a newer one, this
+// one ends.
 func (c *component) control(ctx context.Context, conn *link.Conn) {
 	p := c.proxy
 	p.log.Info("core is connected", "peer", conn.Peer.String())
 	err := p.end.Run(ctx, conn)
-	if ctx.Err() == nil {
+	p.renewer.Trouble(err)
+	if ctx.Err() == nil && !p.end.Connected() {
 		p.log.Warn("the control session with core ended, waiting for core to come back", "cause", text(err))
 	}
 }
 
 // relay is one link for calls: core dialled, so this is the end that opens
-// streams.
+// streams. A link that core has replaced takes no more calls and goes on until
+// its last one has ended, also beyond its certificate, see supervise.
 func (c *component) relay(ctx context.Context, nc *link.Conn) {
 	p := c.proxy
 	conn := relay.NewClient(nc, &relay.Options{Limits: relay.LinkLimits(), Metrics: p.frames, Log: p.log, Hop: p.hop(), Remote: "link to core"})
@@ -76,12 +95,56 @@ func (c *component) relay(ctx context.Context, nc *link.Conn) {
 		case <-conn.Done():
 		}
 	})
+	open, closed := context.WithCancel(ctx)
+	retired := make(chan struct{})
+	waiting.Go(func() { untilRetired(open, conn, retired) })
+	waiting.Go(func() { c.supervise(open, nc, conn, retired) })
 	err := conn.Run(ctx)
-	if ctx.Err() == nil {
-		p.log.Warn("a link to core ended", "cause", text(err))
+	closed()
+	select {
+	case <-retired: // as core wanted
+		p.log.Debug("a link to core that was replaced has ended", "cause", text(err))
+	default:
+		if ctx.Err() == nil {
+			p.log.Warn("a link to core ended", "cause", text(err))
+		}
 	}
 	p.links.Remove(conn)
 	p.state.changed()
+}
+
+const linkCheckEvery = time.Second
+
+// untilRetired closes retired when the link takes no more calls.
+func untilRetired(open context.Context, conn *relay.Conn, retired chan<- struct{}) {
+	select {
+	case <-conn.Ready():
+	case <-open.Done():
+		return
+	}
+	tick := time.NewTicker(linkCheckEvery)
+	defer tick.Stop()
+	for conn.Accepting() {
+		select {
+		case <-tick.C:
+		case <-open.Done():
+			return
+		}
+	}
+	close(retired)
+}
+
+// supervise ends the link when it has no right to go on: core's certificate is
+// revoked, it has expired without a newer session, it drains for too long.
+func (c *component) supervise(open context.Context, nc *link.Conn, conn *relay.Conn, retired <-chan struct{}) {
+	p := c.proxy
+	tenure := link.Tenure{Conn: nc, Self: p.self, Newer: p.end.Newer, Retired: retired, MaxAge: p.settings.MaxLinkAge}
+	if err := tenure.Wait(open); err != nil {
+		if n := conn.InFlight(); n > 0 {
+			p.log.Warn("a link to core is closed with its calls", "calls", n, "cause", err.Error())
+		}
+		conn.Close(fmt.Errorf("%s: link to core was closed: %w", p.hop(), err))
+	}
 }
 
 func text(err error) string {

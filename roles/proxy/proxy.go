@@ -77,6 +77,7 @@ type proxy struct {
 	snapshots *link.Snapshots
 	view      atomic.Pointer[view]
 	end       *link.ComponentEnd
+	renewer   *link.Renewer
 	links     relay.Pool // to core
 	draining  atomic.Bool
 	state     readiness
@@ -140,13 +141,17 @@ func open(s configs.Proxy, d Deps) (*proxy, error) {
 	p.token.Store(token)
 	p.end = &link.ComponentEnd{
 		Hello: func() *control.Hello {
-			return &control.Hello{Version: d.Version, Instance: p.instance, Held: p.snapshots.Held(), StartedUnix: p.started.Unix()}
+			return &control.Hello{Version: d.Version, Instance: p.instance, Held: p.snapshots.Held(), StartedUnix: p.started.Unix(),
+				RevocationsHeld: p.self.RevocationsHead()}
 		},
 		Apply:         func(s *control.Snapshot) error { return p.snapshots.Apply(s) },
 		Denials:       p.denials.Take,
+		Revocations:   p.self.Revocations,
 		CallsInFlight: func() uint32 { return uint32(p.metrics.InFlight()) },
 		Log:           d.Log,
 	}
+	p.renewer = &link.Renewer{Self: p.self, Dir: p.dir(), End: p.end, RenewBefore: s.RenewBefore, Version: d.Version, Log: d.Log,
+		Ready: func(error) { p.state.changed() }}
 	if s.TLS == "files" {
 		p.certificates, err = openFiles(s.TLSCert, s.TLSKey, d.Log, p.state.changed)
 		if err != nil {
@@ -174,6 +179,7 @@ func (p *proxy) run(ctx context.Context, grpcListener, publicListener net.Listen
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.component.port.Serve(work, grpcListener) })
 	group.Go(func() error { return p.public.serve(ctx, work, publicListener) })
+	group.Go(func() error { p.component.keepIdentity(work); return nil })
 	group.Go(func() error { p.certificates.run(work); return nil })
 	group.Go(func() error { p.own.run(work); return nil })
 	group.Go(func() error {
@@ -217,6 +223,9 @@ func (p *proxy) findProblem() error {
 		return errors.New("the proxy has not heard from core yet what it may let through")
 	}
 	if _, err := p.certificates.current(); err != nil {
+		return err
+	}
+	if err := p.renewer.Err(); err != nil {
 		return err
 	}
 	if p.links.Pick() == nil {
