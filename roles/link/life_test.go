@@ -3,6 +3,7 @@ package link
 import (
 	"context"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -265,6 +266,24 @@ func (l *life) trouble(ctx context.Context, err error) error {
 
 func (l *life) coreDialler() *Dialler {
 	return &Dialler{Self: l.coreSelf, Connect: l.connect, Recovery: l.recovery}
+}
+
+func (g *registry) stats() (issued int, alarms []string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.issued, slices.Clone(g.alarms)
+}
+
+func (g *registry) answer(r *pki.Refusal) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.refuse = r
+}
+
+func (l *life) renewed() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.renewals
 }
 
 func (l *life) confirmed() int {

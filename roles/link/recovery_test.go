@@ -57,15 +57,15 @@ func TestRecoverExpired(t *testing.T) {
 						}
 						return
 					}
-					if l.reg.issued != 1 || len(l.reg.alarms) > 0 {
-						t.Errorf("%d certificates, alarms %q", l.reg.issued, l.reg.alarms)
+					if n, alarms := l.reg.stats(); n != 1 || len(alarms) > 0 {
+						t.Errorf("%d certificates, alarms %q", n, alarms)
 					}
 					// And it lives on.
-					renewals := l.renewals
+					renewals := l.renewed()
 					time.Sleep(3 * day / 4)
 					l.renewCore(day)
-					if l.renewals != renewals+1 || !l.connected() {
-						t.Errorf("%d renewals a day later, connected %v", l.renewals-renewals, l.connected())
+					if n := l.renewed(); n != renewals+1 || !l.connected() {
+						t.Errorf("%d renewals a day later, connected %v", n-renewals, l.connected())
 					}
 				})
 			})
@@ -109,8 +109,8 @@ func TestRecoverAfterRotation(t *testing.T) {
 			stop()
 			l.open()
 			stop = l.run()
-			if !l.awaits(l.connected, 20*time.Second) || l.reg.issued != 1 {
-				t.Error("not connected after a restart, or recovered again", l.reg.issued)
+			if n, _ := l.reg.stats(); !l.awaits(l.connected, 20*time.Second) || n != 1 {
+				t.Error("not connected after a restart, or recovered again", n)
 			}
 		})
 	})
@@ -131,8 +131,8 @@ func TestCompromisedIsNotRecovered(t *testing.T) {
 			stop := l.run()
 			defer stop()
 			time.Sleep(time.Minute)
-			if l.connected() || l.reg.issued > 0 {
-				t.Fatalf("connected %v, issued %d", l.connected(), l.reg.issued)
+			if n, _ := l.reg.stats(); l.connected() || n > 0 {
+				t.Fatalf("connected %v, issued %d", l.connected(), n)
 			}
 		})
 	})
@@ -268,16 +268,16 @@ func TestKilledWhileRenewing(t *testing.T) {
 							t.Fatal("does not connect\n", l.log.text())
 						}
 						time.Sleep(10 * time.Minute)
-						if l.reg.issued != 1 || len(l.reg.alarms) > 0 {
-							t.Errorf("core issued %d certificates, alarms %q", l.reg.issued, l.reg.alarms)
+						if n, alarms := l.reg.stats(); n != 1 || len(alarms) > 0 {
+							t.Errorf("core issued %d certificates, alarms %q", n, alarms)
 						}
 						if l.confirmed() != 1 || !l.connected() {
 							t.Errorf("core saw %d new keys, connected %v", l.confirmed(), l.connected())
 						}
 						l.renewCore(2 * time.Hour)
 						time.Sleep(90 * time.Minute)
-						if l.confirmed() != 2 || len(l.reg.alarms) > 0 {
-							t.Errorf("the next renewal: %d keys seen, alarms %q", l.confirmed(), l.reg.alarms)
+						if _, alarms := l.reg.stats(); l.confirmed() != 2 || len(alarms) > 0 {
+							t.Errorf("the next renewal: %d keys seen, alarms %q", l.confirmed(), alarms)
 						}
 					})
 				})
@@ -306,7 +306,7 @@ func (l *life) killAt(t *testing.T, step string) {
 	stop := l.run()
 	limit := time.After(20 * time.Hour)
 	if step == "answer lost" {
-		for l.reg.issued == 0 {
+		for n := 0; n == 0; n, _ = l.reg.stats() {
 			time.Sleep(10 * time.Millisecond)
 		}
 	} else {

@@ -139,12 +139,12 @@ func TestIssuerMoves(t *testing.T) {
 			time.Sleep(3 * time.Minute)
 		}
 		send(published, 1)
-		if l.renewals != 0 {
-			t.Fatalf("%d renewals when the new CA was published only", l.renewals)
+		if n := l.renewed(); n != 0 {
+			t.Fatalf("%d renewals when the new CA was published only", n)
 		}
 		send(activated, 2)
-		if l.renewals != 1 || !l.connected() {
-			t.Fatalf("%d renewals after the activation, connected %v", l.renewals, l.connected())
+		if n := l.renewed(); n != 1 || !l.connected() {
+			t.Fatalf("%d renewals after the activation, connected %v", n, l.connected())
 		}
 		if g := activated.GenerationOf(l.self.Credentials().Chain[0]); g != activated.Generation() {
 			t.Fatalf("the certificate is of generation %d, core issues from %d", g, activated.Generation())
@@ -163,7 +163,7 @@ func TestReadiness(t *testing.T) {
 		l.renewCore(90 * 24 * time.Hour)
 		stop := l.run()
 		defer func() { stop() }()
-		l.reg.refuse = &pki.Refusal{Code: "core_error", Cause: "the disk is full", Remedy: "wait"}
+		l.reg.answer(&pki.Refusal{Code: "core_error", Cause: "the disk is full", Remedy: "wait"})
 		time.Sleep(17 * time.Hour) // due since an hour at least, more than a quarter is left
 		if err := l.renewer.Err(); err != nil || len(l.readiness()) > 0 {
 			t.Fatalf("not ready though core only has troubles of its own: %v %q", err, l.readiness())
@@ -172,17 +172,13 @@ func TestReadiness(t *testing.T) {
 		if err := l.renewer.Err(); err == nil || !strings.Contains(err.Error(), "disk is full") {
 			t.Fatalf("a quarter of the life is left, core gives nothing: %v", err)
 		}
-		l.reg.mu.Lock()
-		l.reg.refuse = nil
-		l.reg.mu.Unlock()
+		l.reg.answer(nil)
 		time.Sleep(5 * time.Minute)
 		if r := l.readiness(); len(r) != 2 || r[1] != "ready" || l.renewer.Err() != nil {
 			t.Fatalf("readiness %q", r)
 		}
 		// It says no: at once.
-		l.reg.mu.Lock()
-		l.reg.refuse = &pki.Refusal{Code: "key_superseded", Cause: "a newer key was seen", Remedy: "add it again"}
-		l.reg.mu.Unlock()
+		l.reg.answer(&pki.Refusal{Code: "key_superseded", Cause: "a newer key was seen", Remedy: "add it again"})
 		time.Sleep(16 * time.Hour)
 		if err := l.renewer.Err(); err == nil || !strings.Contains(err.Error(), "newer key") || !strings.Contains(err.Error(), "ends at") {
 			t.Fatalf("core said no: %v", err)

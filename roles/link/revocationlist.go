@@ -2,6 +2,7 @@ package link
 
 import (
 	"fmt"
+	"slices"
 
 	"sallyport/acme/pki"
 	"sallyport/roles/control"
@@ -30,14 +31,12 @@ func (st *selfState) newerList(p *control.RevocationList, b *pki.Bundle) (*contr
 	return p, list, nil
 }
 
-// covers reports whether a says everything that b says, in any order: a list
-// that was merged after a restore has another.
+// covers reports whether a says everything that b says, in any order and in
+// fewer words: a list of a later epoch was merged and compacted.
 func covers(a, b *pki.RevocationList) bool {
-	if a.Extends(b) {
-		return true
-	}
-	both, err := pki.MergeRevocations(a, b)
-	return err == nil && len(both.Entries) <= len(a.Entries)
+	probe := *a
+	probe.Entries = slices.Clone(a.Entries)
+	return a.TrustDomain == b.TrustDomain && !probe.Append(b.Entries...)
 }
 
 // Revocations is the newest signed revocation list that this component holds,

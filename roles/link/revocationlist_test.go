@@ -75,6 +75,15 @@ func TestRevocationListIsKept(t *testing.T) {
 		t.Fatal("the merged list is not taken", err)
 	}
 
+	// Compacted for a new epoch, it says the same in fewer words.
+	twice := &pki.RevocationList{TrustDomain: c.authority.TrustDomain(), Epoch: 3}
+	for n := range uint64(3) {
+		twice.Append(pki.RevocationEntry{Identity: one.ID, Incarnation: n + 1, At: time.Unix(1, 0)})
+	}
+	if compact := twice.Compact(4); len(compact.Entries) != 1 || !covers(compact, twice) || covers(twice, &pki.RevocationList{TrustDomain: twice.TrustDomain, Entries: []pki.RevocationEntry{{Identity: two.ID, Incarnation: 1}}}) {
+		t.Error("a compacted list does not count as newer")
+	}
+
 	// One that nobody of ours has signed is refused, and everything with it.
 	forged := proto.CloneOf(newCA(t).list(t, 9, one))
 	if err := s.Apply(snapshot(4, 1, forged)); err == nil {
