@@ -5,6 +5,8 @@ import (
 	"crypto/rand"
 	"time"
 
+	"google.golang.org/grpc/codes"
+
 	"sallyport/acme/pki"
 	"sallyport/roles/control"
 	"sallyport/roles/policy"
@@ -58,6 +60,7 @@ func (a *admin) ListAPIKeys(ctx context.Context, _ *control.ListAPIKeysRequest) 
 
 // RevokeAPIKey ends a key, everywhere.
 func (a *admin) RevokeAPIKey(ctx context.Context, in *control.RevokeAPIKeyRequest) (*control.APIKeyRow, error) {
+	since := time.Now()
 	k, err := a.core.db.RevokeAPIKey(ctx, actor(ctx), in.GetName())
 	if err != nil {
 		return nil, refusal(err)
@@ -66,7 +69,12 @@ func (a *admin) RevokeAPIKey(ctx context.Context, in *control.RevokeAPIKeyReques
 	if err := a.core.publisher.publish(ctx); err != nil {
 		return nil, refusal(err)
 	}
-	return apiKeyRow(k), nil
+	caller := "apikey:" + k.Name
+	a.core.router.cut(func(p *passage) bool { return p.record.Caller == caller }, codes.Unauthenticated, "core: the API key was revoked")
+	row := apiKeyRow(k)
+	row.Revocation = a.core.enforcement(ctx, since, hasSnapshot)
+	row.Revocation.Revoked = []string{caller}
+	return row, nil
 }
 
 func apiKeyRow(k store.APIKeyRecord) *control.APIKeyRow {

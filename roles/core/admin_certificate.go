@@ -17,11 +17,56 @@ const defaultLeafLifetime = 365 * 24 * time.Hour
 
 // ShowCA returns the certificates of the authority.
 func (a *admin) ShowCA(context.Context, *control.ShowCARequest) (*control.ShowCAResponse, error) {
-	b := a.core.ca.Bundle().Proto()
+	return showCA(a.core.ca.get()), nil
+}
+
+func showCA(ca *pki.Authority) *control.ShowCAResponse {
+	b := ca.Bundle().Proto()
 	out := &control.ShowCAResponse{TrustDomain: b.GetTrustDomain(), Roots: b.GetRoots(), ComponentIntermediates: b.GetComponentIntermediates(), CallerIntermediates: b.GetCallerIntermediates()}
-	for _, pin := range a.core.ca.Pins() {
+	for _, pin := range ca.Pins() {
 		out.RootPins = append(out.RootPins, hex.EncodeToString(pin[:]))
 	}
+	if issuer := issuerOf(ca, "callers' issuer"); issuer != nil {
+		out.CallersIssuer = issuer.Raw
+	}
+	return out
+}
+
+// ImportCA makes somebody's own CA the issuer for callers and services.
+func (a *admin) ImportCA(ctx context.Context, in *control.ImportCARequest) (*control.ShowCAResponse, error) {
+	c := a.core
+	var imported *pki.Imported
+	ca, err := c.ca.change(func(ca *pki.Authority) (*pki.Authority, error) {
+		next, made, err := ca.ImportCallers(in.GetChainPem(), in.GetKeyPem(), time.Now())
+		imported = made
+		return next, err
+	})
+	if err != nil {
+		return nil, wrong("ca import: %v", err)
+	}
+	if err := recordAuthority(ctx, c.db, ca); err != nil {
+		return nil, refusal(err)
+	}
+	how := "by an intermediate of ours under it"
+	if imported.Direct {
+		how = "by itself"
+	}
+	if err := c.db.Audit(ctx, actor(ctx), "ca.import", imported.Issuer.Subject.String(), "issues to callers and services "+how); err != nil {
+		return nil, refusal(err)
+	}
+	c.log.Info("callers and services get their certificates from an imported CA", "issuer", imported.Issuer.Subject, "not_after", imported.Issuer.NotAfter, "how", how, "actor", actor(ctx))
+	for _, w := range imported.Warnings {
+		c.log.Warn("imported CA: " + w)
+	}
+	if err := c.refreshIdentity(ctx, time.Now()); err != nil {
+		return nil, refusal(err)
+	}
+	if err := c.publisher.publish(ctx); err != nil {
+		return nil, refusal(err)
+	}
+	c.expiries.kick()
+	out := showCA(ca)
+	out.Warnings = imported.Warnings
 	return out, nil
 }
 
@@ -29,21 +74,34 @@ func (a *admin) ShowCA(context.Context, *control.ShowCARequest) (*control.ShowCA
 // of a certificate request; the private key stays where the request was made.
 func (a *admin) IssueCertificate(ctx context.Context, in *control.IssueCertificateRequest) (*control.IssueCertificateResponse, error) {
 	c := a.core
-	what := "cert issue " + clean(in.GetName())
-	if err := pki.ValidName(in.GetName()); err != nil {
-		return nil, wrong("cert issue: %v", err)
+	if refusal := c.mayIssue(); refusal != nil {
+		return nil, wrong("cert issue: %v", refusal)
 	}
-	if !in.GetClient() && !in.GetServer() {
+	what := "cert issue " + clean(in.GetName())
+	if in.GetKeepCsrNames() {
+		what = "cert sign"
+	}
+	if in.GetName() != "" || !in.GetKeepCsrNames() {
+		if err := pki.ValidName(in.GetName()); err != nil {
+			return nil, wrong("%s: %v", what, err)
+		}
+	}
+	if !in.GetClient() && !in.GetServer() && !in.GetKeepCsrNames() {
 		return nil, wrong("%s: say what it is for: --client, --server or both", what)
 	}
 	csr, err := pki.ParseCSR(in.GetCsr())
 	if err != nil {
 		return nil, wrong("%s: %v", what, err)
 	}
-	request := pki.LeafRequest{ID: pki.ID{TrustDomain: c.ca.TrustDomain(), Role: pki.RoleService, Name: in.GetName()}, PublicKey: csr.PublicKey,
-		DNS: in.GetDns(), URIs: in.GetUris(), Client: in.GetClient(), Server: in.GetServer(), Lifetime: time.Duration(in.GetLifetimeSeconds()) * time.Second}
+	ca := c.ca.get()
+	request := pki.LeafRequest{PublicKey: csr.PublicKey, DNS: in.GetDns(), URIs: in.GetUris(), Client: in.GetClient(), Server: in.GetServer(),
+		Lifetime: time.Duration(in.GetLifetimeSeconds()) * time.Second}
+	role := pki.RoleService
 	if in.GetClient() {
-		request.ID.Role = pki.RoleClient
+		role = pki.RoleClient
+	}
+	if in.GetName() != "" {
+		request.ID = pki.ID{TrustDomain: ca.TrustDomain(), Role: role, Name: in.GetName()}
 	}
 	if in.GetLifetimeSeconds() < 0 || in.GetLifetimeSeconds() > int64(maxKeyLifetime/time.Second) {
 		return nil, wrong("%s: that lifetime is out of range", what)
@@ -63,27 +121,54 @@ func (a *admin) IssueCertificate(ctx context.Context, in *control.IssueCertifica
 		}
 		request.IPs = append(request.IPs, ip.Unmap())
 	}
-	issued, err := c.ca.IssueLeaf(request, time.Now())
+	var issued *pki.Issued
+	if in.GetKeepCsrNames() {
+		issued, err = ca.SignCSR(pki.SignRequest{LeafRequest: request, CSR: csr, KeepNames: true}, time.Now())
+	} else {
+		issued, err = ca.IssueLeaf(request, time.Now())
+	}
 	if err != nil {
 		return nil, wrong("%s: %v", what, err)
 	}
-	if err := c.record(ctx, actor(ctx), issued, string(request.ID.Role), request.ID, 0); err != nil {
+	identity := ""
+	if !request.ID.IsZero() {
+		identity = request.ID.String()
+	}
+	if err := c.record(ctx, actor(ctx), ca, issued, string(role), request.ID, 0, ""); err != nil {
 		return nil, refusal(err)
 	}
-	c.log.Info("certificate was issued", "identity", request.ID, "serial", issued.Serial, "not_after", issued.Chain[0].NotAfter, "actor", actor(ctx))
-	return &control.IssueCertificateResponse{Chain: issued.DER(), Roots: c.ca.Bundle().Proto().GetRoots(), Identity: request.ID.String()}, nil
+	c.log.Info("certificate was issued", "identity", identity, "subject", issued.Chain[0].Subject, "serial", issued.Serial, "not_after", issued.Chain[0].NotAfter, "actor", actor(ctx))
+	b := ca.Bundle().Proto()
+	return &control.IssueCertificateResponse{Chain: issued.DER(), Roots: append(b.GetRoots(), b.GetCallerRoots()...), Identity: identity}, nil
 }
 
-// ListCertificates lists what the authority issued.
+// ListCertificates lists what the authority issued, and the certificates that
+// core and its components use beside that.
 func (a *admin) ListCertificates(ctx context.Context, in *control.ListCertificatesRequest) (*control.ListCertificatesResponse, error) {
-	rows, err := a.core.db.Certificates(ctx, in.GetAll(), time.Now())
+	now := time.Now()
+	rows, err := a.core.db.Certificates(ctx, in.GetAll(), now)
 	if err != nil {
 		return nil, refusal(err)
 	}
 	out := &control.ListCertificatesResponse{}
 	for _, r := range rows {
-		out.Certificates = append(out.Certificates, &control.CertificateRow{Serial: r.Serial, Identity: r.Identity, Kind: r.Kind, Subject: r.Subject,
-			NotBeforeUnix: seconds(r.NotBefore), NotAfterUnix: seconds(r.NotAfter), SpkiSha256: hex.EncodeToString(r.SPKI), RevokedUnix: seconds(r.Revoked)})
+		w := watched{notBefore: r.NotBefore, notAfter: r.NotAfter}
+		row := &control.CertificateRow{Serial: r.Serial, Identity: r.Identity, Kind: r.Kind, Subject: r.Subject, Holder: r.Holder,
+			NotBeforeUnix: seconds(r.NotBefore), NotAfterUnix: seconds(r.NotAfter), SpkiSha256: hex.EncodeToString(r.SPKI), RevokedUnix: seconds(r.Revoked)}
+		if r.Revoked.IsZero() {
+			row.Alert = w.alert(now)
+		}
+		out.Certificates = append(out.Certificates, row)
+	}
+	files, err := a.core.expiries.list(ctx, now)
+	if err != nil {
+		return nil, refusal(err)
+	}
+	for _, w := range files {
+		if w.kind == "file" {
+			out.Certificates = append(out.Certificates, &control.CertificateRow{Serial: w.serial, Kind: w.kind, Subject: w.subject, Holder: w.holder,
+				NotBeforeUnix: seconds(w.notBefore), NotAfterUnix: seconds(w.notAfter), Alert: w.alert(now)})
+		}
 	}
 	return out, nil
 }

@@ -44,6 +44,9 @@ func (a *admin) AddComponent(ctx context.Context, in *control.AddComponentReques
 	if err := pki.ValidName(in.GetName()); err != nil {
 		return nil, wrong("%s add: %v", role, err)
 	}
+	if refusal := c.mayIssue(); refusal != nil {
+		return nil, status.Errorf(codes.FailedPrecondition, "%s add %s: %v", role, in.GetName(), refusal)
+	}
 	record := store.ComponentRecord{Role: role, Name: in.GetName(), Reusable: in.GetReusable(), ServerName: in.GetServerName()}
 	what := string(role) + " add " + record.Name
 	if record.Peers, err = peersOf(what, role, in.GetPeers()); err != nil {
@@ -60,11 +63,13 @@ func (a *admin) AddComponent(ctx context.Context, in *control.AddComponentReques
 		return nil, err
 	}
 	now := time.Now()
-	wish := pki.Token{Role: role, Name: record.Name, Expires: now.Add(lifetime).Truncate(time.Second), Pins: c.ca.Pins(), Reusable: record.Reusable}
+	wish := pki.Token{Role: role, Name: record.Name, Expires: now.Add(lifetime).Truncate(time.Second), Pins: c.ca.get().Pins(), Reusable: record.Reusable}
 	if role == pki.RoleGateway {
 		wish.Core = c.advertise
+		wish.GRPCTLS, wish.ServerName = c.presents().GetMode(), c.presents().GetServerName()
 	} else {
 		wish.Peers = record.Peers
+		wish.GRPCTLS, wish.ServerName = c.proxyMode(), record.ServerName
 	}
 	token, err := pki.NewToken(wish, rand.Reader)
 	if err != nil {
@@ -192,6 +197,11 @@ func (a *admin) SetComponent(ctx context.Context, in *control.SetComponentReques
 				return err
 			}
 		}
+		if len(in.GetCertificateNames()) > 0 || in.GetClearCertificateNames() {
+			if r.CertNames, err = certNamesOf(what, role, in); err != nil {
+				return err
+			}
+		}
 		if in.GetServerName() != "" {
 			r.ServerName = in.GetServerName()
 		}
@@ -215,6 +225,26 @@ func (a *admin) SetComponent(ctx context.Context, in *control.SetComponentReques
 		return nil, refusal(err)
 	}
 	return a.componentRow(r), nil
+}
+
+// certNamesOf checks the names that a gateway's exported certificate gets.
+func certNamesOf(what string, role pki.Role, in *control.SetComponentRequest) ([]string, error) {
+	if role != pki.RoleGateway {
+		return nil, wrong("%s: --cert-name is for gateways, which export certificates for the services beside them", what)
+	}
+	if in.GetClearCertificateNames() && len(in.GetCertificateNames()) > 0 {
+		return nil, wrong("%s: --cert-name and --clear-cert-names contradict each other", what)
+	}
+	for _, n := range in.GetCertificateNames() {
+		p, err := firewall.ParsePeers([]string{n})
+		if ip, ipErr := netip.ParseAddr(n); ipErr == nil && !ip.IsUnspecified() {
+			continue
+		}
+		if err != nil || len(p.Names()) != 1 {
+			return nil, wrong("%s: --cert-name %q is neither a DNS name nor an IP address", what, clean(n))
+		}
+	}
+	return in.GetCertificateNames(), nil
 }
 
 // unwrapStatus finds a status that a callback returned through the store.
@@ -255,26 +285,25 @@ func (a *admin) RemoveComponent(ctx context.Context, in *control.RemoveComponent
 	if err != nil {
 		return nil, err
 	}
-	records, err := c.db.Components(ctx, role)
-	if err != nil {
-		return nil, refusal(err)
-	}
+	since := time.Now()
 	r, err := c.db.RemoveComponent(ctx, actor(ctx), role, in.GetName())
 	if err != nil {
 		return nil, refusal(err)
 	}
-	// The revocation first, so that no new link comes while the old are cut.
-	published := c.publisher.publish(ctx)
-	for _, gone := range records {
-		if gone.Name == r.Name || gone.Parent == r.Name {
-			k := key{role, gone.Name}
-			c.registry.remove(k, refuseRemoved(k))
-		}
-	}
-	c.proxies.kick()
+	published := c.cutRevoked(ctx)
+	c.settle(context.WithoutCancel(ctx), key{role, r.Name})
+	c.rotation.kick()
 	c.log.Info("component was removed and its identity revoked", "role", role, "name", r.Name, "actor", actor(ctx))
 	if published != nil {
 		return nil, refusal(published)
 	}
-	return a.componentRow(r), nil
+	entries, err := c.db.RevocationEntries(ctx, 0)
+	if err != nil {
+		return nil, refusal(err)
+	}
+	row := a.componentRow(r)
+	row.Revocation = c.enforcement(ctx, since, hasRevocations(uint64(len(entries))))
+	id := identityOf(c.ca.get(), r)
+	row.Revocation.Revoked = []string{id.String()}
+	return row, nil
 }

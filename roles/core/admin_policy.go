@@ -48,7 +48,7 @@ func (a *admin) check(ctx context.Context, text []byte, strict bool) (*control.C
 
 // inventory is what a policy is compared with.
 func (a *admin) inventory(ctx context.Context) (policy.Inventory, error) {
-	inv := policy.Inventory{Services: []policy.ServiceMethods{}, TrustDomain: a.core.ca.TrustDomain(), Proxies: []string{}, Gateways: []string{}, APIKeys: []string{}}
+	inv := policy.Inventory{Services: []policy.ServiceMethods{}, TrustDomain: a.core.ca.get().TrustDomain(), Proxies: []string{}, Gateways: []string{}, APIKeys: []string{}}
 	services, err := a.core.db.Services(ctx)
 	if err != nil {
 		return inv, err

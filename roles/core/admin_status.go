@@ -18,7 +18,7 @@ const clockTolerance = 10 * time.Minute
 // Status is everything at a glance.
 func (a *admin) Status(ctx context.Context, _ *control.StatusRequest) (*control.StatusResponse, error) {
 	c := a.core
-	out := &control.StatusResponse{Version: c.version, TrustDomain: c.ca.TrustDomain(), Epoch: c.publisher.epoch, GrpcAddress: c.address,
+	out := &control.StatusResponse{Version: c.version, TrustDomain: c.ca.get().TrustDomain(), Epoch: c.publisher.epoch.Load(), GrpcAddress: c.address,
 		Advertise: c.advertise, StartedUnix: c.started.Unix(), CallsInFlight: uint32(max(c.router.calls.InFlight(), 0))}
 	components, err := a.ListComponents(ctx, &control.ListComponentsRequest{})
 	if err != nil {

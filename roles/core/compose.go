@@ -19,15 +19,18 @@ const maxDescriptors = 12 << 20
 // compose makes the snapshot of one component, without its generation. The
 // same facts make the same bytes.
 func (p *publisher) compose(f *facts, r store.ComponentRecord) *control.Snapshot {
-	s := &control.Snapshot{Bundle: f.bundle, Revocations: f.revoked}
+	s := &control.Snapshot{Bundle: f.bundle, Revocations: f.revoked, RevocationList: f.list, ComponentIssuer: f.issuer, ComponentLifetimeNano: int64(p.lifetime)}
 	switch r.Role {
 	case pki.RoleProxy:
+		s.Crl = f.crl
 		s.CoreAddresses = r.Peers
 		s.Part = &control.Snapshot_Proxy{Proxy: f.proxyPart}
 	case pki.RoleGateway:
 		if p.advertise != "" {
 			s.CoreAddresses = []string{p.advertise}
 		}
+		s.Listener = p.listener
+		s.CertificateNames = r.CertNames
 		s.Part = &control.Snapshot_Gateway{Gateway: composeGateway(f, r)}
 	}
 	return s

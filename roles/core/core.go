@@ -90,19 +90,28 @@ type core struct {
 	started time.Time
 
 	db        *store.Core
-	ca        *pki.Authority
+	ca        *authority
 	self      *link.Self
 	address   string // of the gRPC port, as bound
 	advertise string // what gateways dial
 
-	registry  *registry
-	publisher *publisher
-	router    *router
-	denials   *denials
-	sessions  *link.CoreEnd
-	registrar *link.Registrar
-	proxies   *proxies
-	policy    *policyFile
+	registry   *registry
+	publisher  *publisher
+	router     *router
+	denials    *denials
+	sessions   *link.CoreEnd
+	registrar  *link.Registrar
+	proxies    *proxies
+	policy     *policyFile
+	relearning *relearning
+	rotation   *rotation
+	alerts     *alerts
+	crls       *crls
+	expiries   *expiries
+	outside    *link.OutsideSource // what the gRPC port shows to the world; nil: core's identity
+	anchors    *link.Anchors       // of the proxies' ports; nil: they show their identities
+
+	refreshing sync.Mutex // one renewal of core's own identity at a time
 
 	relayed *relay.Metrics
 	running sync.WaitGroup // relay connections with gateways
@@ -119,6 +128,9 @@ func Run(ctx context.Context, s configs.Core, d Deps) error {
 	}
 	d.Ready(errors.New("core is starting"))
 	if err := privateDir(s.DataDir); err != nil {
+		return err
+	}
+	if err := finishRestore(ctx, s, d.Log); err != nil {
 		return err
 	}
 	db, err := store.OpenCore(filepath.Join(s.DataDir, "core.db"))
@@ -148,23 +160,39 @@ func Run(ctx context.Context, s configs.Core, d Deps) error {
 }
 
 // newCore puts the parts together. It starts nothing.
-func newCore(ctx context.Context, s configs.Core, d Deps, db *store.Core, ca *pki.Authority, address string) (*core, error) {
-	c := &core{set: s, log: d.Log, version: d.Version, started: time.Now(), db: db, ca: ca, self: link.NewSelf(),
+func newCore(ctx context.Context, s configs.Core, d Deps, db *store.Core, opened *pki.Authority, address string) (*core, error) {
+	c := &core{set: s, log: d.Log, version: d.Version, started: time.Now(), db: db, ca: newAuthority(opened), self: link.NewSelf(),
 		address: address, advertise: advertised(s.Advertise, address), relayed: &relay.Metrics{}}
+	list := &revocationList{path: revocationsPath(s.DataDir), log: d.Log, db: db, ca: c.ca}
+	if err := list.adopt(ctx); err != nil {
+		return nil, err
+	}
 	epoch, err := db.Epoch(ctx)
 	if err != nil {
 		return nil, err
 	}
+	if c.relearning, err = openRelearning(s.DataDir, d.Log); err != nil {
+		return nil, err
+	}
+	if err := c.openPort(); err != nil {
+		return nil, err
+	}
+	c.alerts = newAlerts(d.Log, db, s.AlertWebhook, opened.TrustDomain())
+	c.crls = openCRLs(s.DataDir, d.Log, db, c.ca)
+	c.rotation = newRotation(c)
+	c.expiries = newExpiries(c)
 	c.registry = newRegistry()
 	c.denials = newDenials(db, d.Log)
 	c.router = &router{log: d.Log, registry: c.registry, denials: c.denials, calls: relay.NewCallMetrics("core", d.Registry),
-		access: relay.NewAccessLog(d.Log, s.AccessLog), now: time.Now, wait: routeWait, waiting: make(chan struct{}, maxWaiting)}
-	c.publisher = &publisher{log: d.Log, db: db, ca: ca, self: c.self, registry: c.registry, epoch: epoch, demo: s.Demo,
-		advertise: c.advertise, ruling: &c.router.ruling}
+		access: relay.NewAccessLog(d.Log, s.AccessLog), now: time.Now, wait: routeWait, waiting: make(chan struct{}, maxWaiting), held: c.relearning.holds}
+	c.publisher = &publisher{log: d.Log, db: db, ca: c.ca, list: list, crls: c.crls, self: c.self, registry: c.registry, lifetime: s.CertLifetime,
+		demo: s.Demo, advertise: c.advertise, listener: c.presents(), ruling: &c.router.ruling}
+	c.publisher.epoch.Store(epoch)
 	c.policy = &policyFile{path: s.PolicyFile, log: d.Log, db: db, publish: c.publisher.publish}
-	c.registrar = &link.Registrar{Adopt: c.adopt, Stored: c.stored, Log: d.Log}
+	c.registrar = &link.Registrar{Adopt: c.adopt, Stored: c.stored, Verifier: c.recoveryVerifier, Renew: c.renew, Recovered: c.recovered, Log: d.Log}
 	c.sessions = &link.CoreEnd{Version: d.Version, Log: d.Log, Opened: c.opened, Closed: c.closed, Announced: c.announced,
-		Denied: c.denied, Acknowledged: c.acknowledged, Certificate: c.certificate, Flapping: c.flapping}
+		Denied: c.denied, Acknowledged: c.acknowledged, Certificate: c.certificate, Flapping: c.flapping,
+		Renew: c.renew, Renewed: c.renewed, WantRevocations: c.wantRevocations, Revocations: c.revocationsFrom, Alerted: c.alerted}
 	c.proxies = newProxies(c)
 	registerMetrics(d.Registry, c)
 	return c, nil
@@ -172,6 +200,9 @@ func newCore(ctx context.Context, s configs.Core, d Deps, db *store.Core, ca *pk
 
 // run runs the parts until ctx ends, then drains.
 func (c *core) run(ctx context.Context, d Deps, listener, socket net.Listener) error {
+	if err := c.rotation.start(ctx); err != nil {
+		return err
+	}
 	if err := c.refreshIdentity(ctx, time.Now()); err != nil {
 		return err
 	}
@@ -188,14 +219,25 @@ func (c *core) run(ctx context.Context, d Deps, listener, socket net.Listener) e
 	c.router.stopped = hard.Done()
 	hs := health.NewServer()
 	hs.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
-	port := &link.Port{Self: c.self, Log: c.log, Expect: pki.RoleGateway, JoinKey: c.joinKey, Check: c.check, Health: hs,
+	port := &link.Port{Self: c.self, Log: c.log, Expect: pki.RoleGateway, JoinKey: c.joinKey, Check: c.check, Recover: c.registrar.ServeRecover, Health: hs,
 		Handlers: map[string]link.Handler{link.ALPNJoin: c.serveJoin, link.ALPNControl: c.serveControl, link.ALPNRelay: c.serveRelay}}
+	if c.outside != nil {
+		port.Outside = c.outside.Certificate
+		group.Go(func() error { return c.outside.Run(hard) })
+	}
+	if c.anchors != nil {
+		group.Go(func() error { return c.anchors.Run(hard) })
+	}
 	admin := &admin{core: c}
 
 	group.Go(func() error { return port.Serve(hard, relay.Listen(listener)) })
 	group.Go(func() error { return admin.serve(hard, socket) })
 	group.Go(func() error { return c.proxies.run(hard, ctx.Done()) })
 	group.Go(func() error { return c.keepIdentity(hard) })
+	group.Go(func() error { return c.rotation.run(hard) })
+	group.Go(func() error { return c.alerts.run(hard) })
+	group.Go(func() error { return c.expiries.run(hard) })
+	group.Go(func() error { return c.backups(hard) })
 	group.Go(func() error { return c.policy.watch(hard) })
 	group.Go(func() error { return c.denials.run(hard) })
 	group.Go(func() error { return c.sweep(hard) })
@@ -212,7 +254,7 @@ func (c *core) run(ctx context.Context, d Deps, listener, socket net.Listener) e
 		return errDrained
 	})
 
-	info := Info{GRPCAddress: c.address, Advertise: c.advertise, AdminSocket: socket.Addr().String(), TrustDomain: c.ca.TrustDomain(), admin: admin}
+	info := Info{GRPCAddress: c.address, Advertise: c.advertise, AdminSocket: socket.Addr().String(), TrustDomain: c.ca.get().TrustDomain(), admin: admin}
 	c.log.Info("core is up", "grpc", info.GRPCAddress, "admin", info.AdminSocket, "trust_domain", info.TrustDomain)
 	d.Ready(nil)
 	d.Started(info)
@@ -264,6 +306,11 @@ func (c *core) sweep(ctx context.Context) error {
 		case now := <-tick.C:
 			c.noteSightings(ctx, now)
 			c.forgetInstances(ctx, now)
+			if c.crls.due(now) {
+				if err := c.publisher.publish(ctx); err != nil {
+					c.log.Error("the revocation lists for others are not renewed", "cause", err)
+				}
+			}
 		}
 	}
 }

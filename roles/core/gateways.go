@@ -38,10 +38,14 @@ func (c *core) serveRelay(ctx context.Context, conn *link.Conn) {
 	}
 	l := relay.NewClient(conn.Conn, &relay.Options{Limits: relay.LinkLimits(), Metrics: c.relayed, Log: c.log, Hop: "core", Remote: "link to gateway " + g.name})
 	l.SetPeer(g)
-	if !g.add(l) {
+	if !g.add(l, conn) {
 		c.log.Warn("relay link was closed: its control session ended, or the gateway has too many", "gateway", g.name, "address", conn.Peer.Remote, "links", g.links.Len())
 		return
 	}
+	defer g.forget(l)
+	ended := make(chan struct{})
+	defer close(ended)
+	c.running.Go(func() { c.keepTenure(ctx, l, conn, nil, ended) })
 	c.running.Go(func() {
 		// Calls that wait for this gateway look again once the link carries them.
 		select {
@@ -71,6 +75,27 @@ func (c *core) awaitSession(ctx context.Context, m *component) bool {
 			return false
 		case <-ctx.Done():
 			return false
+		}
+	}
+}
+
+// keepTenure ends a link when its right to go on ends: its peer is revoked, or
+// its certificate has ended and no newer one has taken over, or it was retired
+// longer ago than a link may take to finish.
+func (c *core) keepTenure(ctx context.Context, l *relay.Conn, conn *link.Conn, retired, ended <-chan struct{}) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	over := make(chan error, 1)
+	go func() {
+		over <- link.Tenure{Conn: conn, Self: c.self, Newer: c.sessions.Newer, Retired: retired, MaxAge: c.set.MaxLinkAge}.Wait(ctx)
+	}()
+	select {
+	case <-ended:
+		cancel()
+		<-over
+	case err := <-over:
+		if err != nil {
+			l.Close(err)
 		}
 	}
 }

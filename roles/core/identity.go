@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math/big"
 	"net"
 	"net/netip"
@@ -16,8 +15,6 @@ import (
 	"time"
 
 	"sallyport/acme/pki"
-	"sallyport/configs"
-	"sallyport/store"
 )
 
 // coreName is the name in core's identity; there is one core.
@@ -26,57 +23,20 @@ const coreName = "core"
 // defaultTrustDomain is what configs says when nobody chose one.
 const defaultTrustDomain = "sallyport.internal"
 
-// openAuthority opens the embedded CA, or makes it when core starts for the
-// first time. It never makes one beside a database that knows another.
-func openAuthority(ctx context.Context, db *store.Core, s configs.Core, log *slog.Logger) (*pki.Authority, error) {
-	dir := filepath.Join(s.DataDir, "ca")
-	ca, err := pki.OpenAuthority(dir, pki.Secret{})
-	if err == nil {
-		if td := ca.TrustDomain(); s.TrustDomain != td && s.TrustDomain != defaultTrustDomain {
-			return nil, fmt.Errorf("the trust domain cannot change: the CA in %s is for %s and the settings say %s; leave --trust-domain out, or start a new core in another data directory", dir, td, s.TrustDomain)
-		}
-		return ca, nil
-	}
-	if !errors.Is(err, pki.ErrNoAuthority) {
-		return nil, err
-	}
-	known, err := db.Certificates(ctx, true, time.Now())
-	if err != nil {
-		return nil, err
-	}
-	if len(known) > 0 {
-		return nil, fmt.Errorf("the CA in %s is gone, but core's database knows certificates that it issued: restore the whole data directory from a backup; to start over with nothing, use an empty data directory", dir)
-	}
-	ca, err = pki.CreateAuthority(dir, pki.Secret{}, s.TrustDomain, time.Now())
-	if err != nil {
-		return nil, err
-	}
-	log.Info("made a new certificate authority", "directory", dir, "trust_domain", ca.TrustDomain())
-	b := ca.Bundle()
-	for kind, certs := range map[string][]*x509.Certificate{"root": b.Roots, "intermediate": slices.Concat(b.ComponentIntermediates, b.CallerIntermediates)} {
-		for _, cert := range certs {
-			r, err := recordOf(&pki.Issued{Chain: []*x509.Certificate{cert}, Serial: pki.Serial(cert)}, kind, pki.ID{}, 0)
-			if err != nil {
-				return nil, err
-			}
-			if err := db.RecordCertificate(ctx, actorCore, r); err != nil && !errors.Is(err, store.ErrExists) {
-				return nil, err
-			}
-		}
-	}
-	return ca, nil
-}
-
 // refreshIdentity puts core's own certificate in force: the one on disk while
-// it is good for long enough and says the right names, else a new one with a
-// new key, which is on disk before it is used.
+// it is good for long enough, says the right names and is of the hierarchy that
+// issues, else a new one with a new key, which is on disk before it is used.
+// The trust bundle comes into force with it.
 func (c *core) refreshIdentity(ctx context.Context, now time.Time) error {
+	c.refreshing.Lock()
+	defer c.refreshing.Unlock()
+	ca := c.ca.get()
 	dir := filepath.Join(c.set.DataDir, "core")
 	dns, ips := c.ownNames()
 	credentials, _, err := pki.LoadCredentials(dir)
 	switch {
-	case err == nil && c.keeps(credentials, dns, ips, now):
-		c.self.Set(credentials, c.ca.Bundle())
+	case err == nil && c.keeps(ca, credentials, dns, ips, now):
+		c.show(ca, credentials)
 		return nil
 	case err != nil && !errors.Is(err, pki.ErrNoCredentials):
 		c.log.Warn("core's own certificate cannot be read and is made anew", "directory", dir, "cause", err)
@@ -88,28 +48,40 @@ func (c *core) refreshIdentity(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	id := pki.ID{TrustDomain: c.ca.TrustDomain(), Role: pki.RoleCore, Name: coreName}
-	issued, err := c.ca.IssueComponent(pki.ComponentRequest{ID: id, Incarnation: 1, PublicKey: key.Public(), DNS: dns, IPs: ips, Lifetime: c.set.CertLifetime}, now)
+	id := pki.ID{TrustDomain: ca.TrustDomain(), Role: pki.RoleCore, Name: coreName}
+	issued, err := ca.IssueComponent(pki.ComponentRequest{ID: id, Incarnation: 1, PublicKey: key.Public(), DNS: dns, IPs: ips, Lifetime: c.set.CertLifetime}, now)
 	if err != nil {
 		return err
 	}
-	if err := c.record(ctx, actorCore, issued, string(pki.RoleCore), id, 1); err != nil {
+	if err := c.record(ctx, actorCore, ca, issued, string(pki.RoleCore), id, 1, ""); err != nil {
 		return err
 	}
 	credentials = &pki.Credentials{ID: id, Chain: issued.Chain, Key: key}
-	if err := pki.SaveCredentials(dir, credentials, c.ca.Bundle()); err != nil {
+	if err := pki.SaveCredentials(dir, credentials, ca.Bundle()); err != nil {
 		return fmt.Errorf("save core's own certificate: %w", err)
 	}
-	c.self.Set(credentials, c.ca.Bundle())
+	c.show(ca, credentials)
 	c.log.Info("core has a new certificate of its own", "serial", issued.Serial, "not_after", issued.Chain[0].NotAfter)
 	return nil
 }
 
+// show lets core prove these credentials and believe ca from the next
+// handshake on. Links that were made with others are replaced one by one.
+func (c *core) show(ca *pki.Authority, credentials *pki.Credentials) {
+	if have := c.self.Credentials(); have != nil && have.Chain[0].Equal(credentials.Chain[0]) {
+		credentials = have // the same one, and no reason to replace a link
+	}
+	c.self.SetCore(credentials, ca.Bundle(), ca.RecoveryChain(credentials))
+}
+
 // keeps reports whether core's certificate can be used on.
-func (c *core) keeps(have *pki.Credentials, dns []string, ips []netip.Addr, now time.Time) bool {
+func (c *core) keeps(ca *pki.Authority, have *pki.Credentials, dns []string, ips []netip.Addr, now time.Time) bool {
 	leaf := have.Chain[0]
-	verifier := &pki.Verifier{TrustDomain: c.ca.TrustDomain(), Anchors: c.ca.Bundle().ComponentIntermediates, Now: func() time.Time { return now }}
+	verifier := ca.Bundle().ComponentVerifier(func() time.Time { return now }, nil)
 	if _, err := verifier.Component(have.Chain, pki.Expect{Role: pki.RoleCore, Name: coreName}); err != nil {
+		return false
+	}
+	if ca.GenerationOf(leaf) != ca.Generation() {
 		return false
 	}
 	for _, name := range dns {
@@ -142,7 +114,9 @@ func renewAt(leaf *x509.Certificate, share float64) time.Time {
 }
 
 // keepIdentity renews core's own certificate well before it ends, for as long
-// as core runs. Links that are open go on; new ones show the new certificate.
+// as core runs, and at once when another hierarchy issues. Links that are open
+// go on; those that core dialled are replaced, new ones show the new
+// certificate.
 func (c *core) keepIdentity(ctx context.Context) error {
 	pause := time.Second
 	for {
@@ -160,6 +134,8 @@ func (c *core) keepIdentity(ctx context.Context) error {
 		case now := <-timer.C:
 			if err := c.refreshIdentity(ctx, now); err != nil && ctx.Err() == nil {
 				c.log.Error("core's own certificate could not be renewed", "not_after", leaf.NotAfter, "cause", err)
+				c.alerts.raise(ctx, alert{Code: "renewal_failed", Subject: "core", Once: "renewal core " + pki.Serial(leaf),
+					Text: "core's own certificate could not be renewed: " + clean(err.Error()), Remedy: fmt.Sprintf("see core's log; the certificate ends at %s", leaf.NotAfter.UTC().Format(time.RFC3339))})
 				pause = min(2*pause, time.Minute)
 				continue
 			}

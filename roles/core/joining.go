@@ -2,8 +2,10 @@ package core
 
 import (
 	"context"
+	"crypto"
 	"crypto/ed25519"
 	"errors"
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -19,15 +21,18 @@ func (c *core) adopt(ctx context.Context, a link.JoinAttempt) (*control.JoinGran
 	if refusal := c.judgeRole(ctx, a); refusal != nil {
 		return nil, refusal
 	}
-	now := time.Now()
+	if refusal := c.mayIssue(); refusal != nil {
+		return nil, refusal
+	}
+	now, ca := time.Now(), c.ca.get()
 	actor := store.Actor("joining " + string(a.Role) + " at " + addressOf(a.Source))
 	adopted, err := c.db.Adopt(ctx, actor, store.Adoption{TokenPublicKey: a.TokenKey, SPKI: a.SPKI[:], Source: addressOf(a.Source), Version: a.Version,
 		Issue: func(r store.ComponentRecord) (store.CertificateRecord, [][]byte, error) {
-			issued, err := c.ca.IssueComponent(c.componentRequest(r, a), now)
+			issued, err := ca.IssueComponent(c.componentRequest(ca, r, a.PublicKey), now)
 			if err != nil {
 				return store.CertificateRecord{}, nil, err
 			}
-			record, err := recordOf(issued, string(r.Role), pki.ID{TrustDomain: c.ca.TrustDomain(), Role: r.Role, Name: r.Name}, r.Incarnation)
+			record, err := recordOf(ca, issued, string(r.Role), identityOf(ca, r), r.Incarnation)
 			return record, issued.DER(), err
 		}}, now)
 	if err != nil {
@@ -40,7 +45,7 @@ func (c *core) adopt(ctx context.Context, a link.JoinAttempt) (*control.JoinGran
 	if err := c.publisher.publish(ctx); err != nil {
 		c.log.Error("cannot compose snapshots", "cause", err)
 	}
-	grant := &control.JoinGrant{Chain: adopted.Chain, Bundle: c.ca.Bundle().Proto(), Name: r.Name}
+	grant := &control.JoinGrant{Chain: adopted.Chain, Bundle: c.ca.get().Bundle().Proto(), Name: r.Name}
 	if r.Role == pki.RoleGateway {
 		grant.CoreAddress = c.advertise
 	}
@@ -49,13 +54,16 @@ func (c *core) adopt(ctx context.Context, a link.JoinAttempt) (*control.JoinGran
 
 // componentRequest is the certificate of a component: its names are what core
 // knows of it.
-func (c *core) componentRequest(r store.ComponentRecord, a link.JoinAttempt) pki.ComponentRequest {
-	request := pki.ComponentRequest{ID: pki.ID{TrustDomain: c.ca.TrustDomain(), Role: r.Role, Name: r.Name}, Incarnation: r.Incarnation,
-		PublicKey: a.PublicKey, Lifetime: c.set.CertLifetime}
+func (c *core) componentRequest(ca *pki.Authority, r store.ComponentRecord, key crypto.PublicKey) pki.ComponentRequest {
+	request := pki.ComponentRequest{ID: identityOf(ca, r), Incarnation: r.Incarnation, PublicKey: key, Lifetime: c.set.CertLifetime}
 	if r.Role == pki.RoleProxy {
 		request.DNS, request.IPs = addHost(nil, []netip.Addr(nil), r.Address)
 	}
 	return request
+}
+
+func identityOf(ca *pki.Authority, r store.ComponentRecord) pki.ID {
+	return pki.ID{TrustDomain: ca.TrustDomain(), Role: r.Role, Name: r.Name}
 }
 
 // judgeRole refuses a token that was made for the other role.
@@ -80,8 +88,9 @@ func (c *core) refuseAdoption(ctx context.Context, a link.JoinAttempt, err error
 			name = token.Name
 		}
 		// The store has audited it, with both addresses.
-		c.log.Error("ALARM: a join token was used with a second key", "alarm", "second_key", string(a.Role), name,
-			"first_address", bound.Source, "second_address", source, "cause", refusal.Cause, "remedy", refusal.Remedy)
+		c.alerts.raise(ctx, alert{Code: "second_key", Subject: string(a.Role) + "/" + name, Alarm: true, Once: fmt.Sprintf("second_key %s/%s %x", a.Role, name, a.SPKI),
+			Text:   fmt.Sprintf("a join token was used with a second key: first from %s, then from %s: %s", bound.Source, source, refusal.Cause),
+			Remedy: refusal.Remedy})
 		return refusal
 	case errors.Is(err, store.ErrTokenUnknown), errors.Is(err, store.ErrTokenExpired), errors.Is(err, store.ErrTokenClosed):
 		if refusal := c.judgeToken(ctx, a.TokenKey, a.Role); refusal != nil {

@@ -45,7 +45,7 @@ func TestASecondKeyIsRefusedWithAnAlarm(t *testing.T) {
 	if got := code(r.stranger("thief").join(token)); got != "token_used_by_another_key" {
 		t.Errorf("a second key was answered with %s", got)
 	}
-	if s := r.log.String(); !strings.Contains(s, "level=ERROR") || !strings.Contains(s, "first_address=127.0.0.1") || !strings.Contains(s, "second_address=127.0.0.1") {
+	if s := r.log.String(); !strings.Contains(s, "level=ERROR") || !strings.Contains(s, "first from 127.0.0.1, then from 127.0.0.1") {
 		t.Error("no alarm in the log, with both addresses")
 	}
 	audit, err := r.admin.ListAudit(context.Background(), &control.ListAuditRequest{})

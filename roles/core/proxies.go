@@ -104,8 +104,8 @@ func (p *proxies) work(ctx context.Context, name string, spec proxySpec, drainin
 	m := p.core.registry.get(key{pki.RoleProxy, name})
 	var both sync.WaitGroup
 	both.Go(func() {
-		link.Keep(ctx, p.log, "control session with proxy "+name, func(ctx context.Context) error {
-			err := p.control(ctx, m, spec)
+		link.KeepFresh(ctx, p.log, "control session with proxy "+name, func(ctx context.Context, t *link.Turn) error {
+			err := p.control(ctx, m, spec, t)
 			if err != nil && ctx.Err() == nil {
 				m.explain(clean(err.Error()))
 			}
@@ -113,15 +113,15 @@ func (p *proxies) work(ctx context.Context, name string, spec proxySpec, drainin
 		})
 	})
 	both.Go(func() {
-		link.Keep(ctx, p.log, "relay link to proxy "+name, func(ctx context.Context) error {
-			return p.relay(ctx, m, spec, draining)
+		link.KeepFresh(ctx, p.log, "relay link to proxy "+name, func(ctx context.Context, t *link.Turn) error {
+			return p.relay(ctx, m, spec, draining, t)
 		})
 	})
 	both.Wait()
 }
 
 // control lets the proxy join if it has not, and runs its control session.
-func (p *proxies) control(ctx context.Context, m *component, spec proxySpec) error {
+func (p *proxies) control(ctx context.Context, m *component, spec proxySpec, t *link.Turn) error {
 	r, err := p.core.db.Component(ctx, pki.RoleProxy, m.name)
 	if err != nil {
 		return err
@@ -134,9 +134,13 @@ func (p *proxies) control(ctx context.Context, m *component, spec proxySpec) err
 		joined = time.Now()
 		pause(ctx, settlePause)
 	}
-	conn, err := p.dialler.Dial(ctx, spec.address, link.ALPNControl, pki.Expect{Role: pki.RoleProxy, Name: m.name})
+	dialler, err := p.diallerTo(r)
+	if err != nil {
+		return err
+	}
+	conn, err := dialler.Dial(ctx, spec.address, link.ALPNControl, pki.Expect{Role: pki.RoleProxy, Name: m.name})
 	for err != nil && time.Since(joined) < settleTime && pause(ctx, settlePause) {
-		conn, err = p.dialler.Dial(ctx, spec.address, link.ALPNControl, pki.Expect{Role: pki.RoleProxy, Name: m.name})
+		conn, err = dialler.Dial(ctx, spec.address, link.ALPNControl, pki.Expect{Role: pki.RoleProxy, Name: m.name})
 	}
 	if err != nil {
 		// A proxy may have lost the answer to its joining, and a reusable one
@@ -146,12 +150,20 @@ func (p *proxies) control(ctx context.Context, m *component, spec proxySpec) err
 		if there && r.State == store.StateJoined && p.mayJoinAgain(ctx, r) && p.join(ctx, r, spec) == nil {
 			return errJoinedAgain
 		}
+		if link.Recoverable(err) && r.State == store.StateJoined {
+			recovered := p.recover(ctx, r, spec)
+			if recovered == nil {
+				return errRecovered
+			}
+			return fmt.Errorf("%w; and its identity could not be recovered: %w", err, recovered)
+		}
 		return err
 	}
 	defer conn.Close()
 	if refusal := p.core.check(link.ALPNControl, conn.Peer); refusal != nil {
 		return refusal
 	}
+	t.Use(conn)
 	return p.core.sessions.Serve(ctx, conn)
 }
 
@@ -193,7 +205,35 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-var errJoinedAgain = errors.New("the proxy joined again")
+var (
+	errJoinedAgain = errors.New("the proxy joined again")
+	errRecovered   = errors.New("the proxy's identity had expired and was renewed")
+)
+
+// recover renews the identity of a proxy that has expired, or that does not
+// know core's CA any more: core comes to it on sallyport-renew/1.
+func (p *proxies) recover(ctx context.Context, r store.ComponentRecord, spec proxySpec) error {
+	dialler, err := p.diallerTo(r)
+	if err != nil {
+		return err
+	}
+	dialler.Recovery = p.core.recoveryVerifier
+	conn, err := dialler.Dial(ctx, spec.address, link.ALPNRenew, pki.Expect{Role: pki.RoleProxy, Name: r.Name})
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return p.core.registrar.Recover(ctx, conn)
+}
+
+// diallerTo is how core dials a proxy: with the outside certificate expected
+// that the proxy's port is to show.
+func (p *proxies) diallerTo(r store.ComponentRecord) (link.Dialler, error) {
+	d := p.dialler
+	outside, err := link.OutsideFor(p.core.proxyMode(), r.ServerName, p.core.anchors, "", "--proxy-grpc-ca")
+	d.Outside = outside
+	return d, err
+}
 
 // mayJoinAgain reports whether a proxy that has joined may still use its token.
 func (p *proxies) mayJoinAgain(ctx context.Context, r store.ComponentRecord) bool {
@@ -212,7 +252,10 @@ func (p *proxies) join(ctx context.Context, r store.ComponentRecord, spec proxyS
 		return &pki.Refusal{Code: pki.CodeTokenExpired, Cause: fmt.Sprintf("proxy %s has not joined, and its join token expired at %s", r.Name, token.Expires.UTC().Format(time.RFC3339)),
 			Remedy: fmt.Sprintf("add it again: sallyport proxy rm %s, then sallyport proxy add %s --address %s --core-ip …, and start it with the new token", r.Name, r.Name, r.Address)}
 	}
-	dialler := p.dialler
+	dialler, err := p.diallerTo(r)
+	if err != nil {
+		return err
+	}
 	dialler.BootstrapKey = token.PublicKey
 	conn, err := dialler.Dial(ctx, spec.address, link.ALPNJoin, pki.Expect{Role: pki.RoleProxy, Name: r.Name})
 	if err != nil {
@@ -223,7 +266,9 @@ func (p *proxies) join(ctx context.Context, r store.ComponentRecord, spec proxyS
 }
 
 // relay runs one relay link: core dialled, so core is the HTTP/2 server.
-func (p *proxies) relay(ctx context.Context, m *component, spec proxySpec, draining <-chan struct{}) error {
+// A link whose certificate nears its end, or whose either end has a new
+// identity, is replaced: the new one is up before the old one drains.
+func (p *proxies) relay(ctx context.Context, m *component, spec proxySpec, draining <-chan struct{}, t *link.Turn) error {
 	for !m.connected.Load() {
 		changed := p.core.registry.waiter()
 		if m.connected.Load() {
@@ -241,7 +286,15 @@ func (p *proxies) relay(ctx context.Context, m *component, spec proxySpec, drain
 		return nil
 	default:
 	}
-	conn, err := p.dialler.Dial(ctx, spec.address, link.ALPNRelay, pki.Expect{Role: pki.RoleProxy, Name: m.name})
+	r, err := p.core.db.Component(ctx, pki.RoleProxy, m.name)
+	if err != nil {
+		return err
+	}
+	dialler, err := p.diallerTo(r)
+	if err != nil {
+		return err
+	}
+	conn, err := dialler.Dial(ctx, spec.address, link.ALPNRelay, pki.Expect{Role: pki.RoleProxy, Name: m.name})
 	if err != nil {
 		return err
 	}
@@ -251,9 +304,29 @@ func (p *proxies) relay(ctx context.Context, m *component, spec proxySpec, drain
 	}
 	l := relay.NewServer(conn.Conn, &relay.Options{Limits: relay.LinkLimits(), Metrics: p.core.relayed, Log: p.log, Hop: "core", Remote: "link to proxy " + m.name}, p.core.router)
 	l.SetPeer(m)
-	if !m.add(l) {
+	if !m.add(l, conn) {
 		return errors.New("the control session ended")
 	}
+	defer m.forget(l)
+	ended := make(chan struct{})
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	defer close(ended)
+	beside.Go(func() { p.core.keepTenure(ctx, l, conn, t.Retired(), ended) })
+	t.Use(conn)
+	beside.Go(func() {
+		select {
+		case <-l.Ready():
+			conn.Up()
+		case <-ended:
+			return
+		}
+		select {
+		case <-t.Retired():
+			l.Drain()
+		case <-ended:
+		}
+	})
 	select {
 	case <-draining:
 		l.Drain() // it may have been added after all others were told

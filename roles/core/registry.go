@@ -103,6 +103,7 @@ type component struct {
 	links        relay.Pool    // towards a gateway, from a proxy
 	connected    atomic.Bool   // a control session is up
 	acknowledged atomic.Uint64 // generation in force at its end, of this core's epoch
+	enforces     atomic.Uint64 // the newest revocation in force at its end, of this core's list
 	turned       atomic.Int64  // when it was last connected or lost, or core started; nanoseconds
 
 	mu       sync.Mutex // guards what follows
@@ -110,12 +111,14 @@ type component struct {
 	session  *link.Session
 	instance [16]byte
 	announce *announcement
-	said     map[string]bool          // what the operator was told already
-	calls    map[string]*atomic.Int64 // in flight, by service
+	said     map[string]bool            // what the operator was told already
+	calls    map[string]*atomic.Int64   // in flight, by service
+	conns    map[*relay.Conn]*link.Conn // what the links run on
 	snapshot *control.Snapshot
 	hash     [32]byte
-	detail   string    // why it is not connected
-	noted    time.Time // when the store last heard that it was seen
+	sent     map[uint64]content // by generation: what has not been acknowledged yet
+	detail   string             // why it is not connected
+	noted    time.Time          // when the store last heard that it was seen
 }
 
 // current is the live session, or nil.
@@ -138,7 +141,11 @@ func (c *component) begin(s *link.Session) bool {
 		c.announce = nil
 	}
 	c.session, c.instance, c.detail = s, s.Instance, ""
-	c.acknowledged.Store(0)
+	// A process that replaces its session works on by the snapshot it has.
+	if held := s.Hello.GetHeld(); other || held.GetGeneration() != c.acknowledged.Load() || held.GetEpoch() != c.snapshot.GetGeneration().GetEpoch() {
+		c.acknowledged.Store(0)
+		c.enforces.Store(0)
+	}
 	c.turned.Store(time.Now().UnixNano())
 	c.connected.Store(true)
 	c.mu.Unlock()
@@ -158,7 +165,6 @@ func (c *component) end(s *link.Session, cause string) bool {
 	c.session, c.detail = nil, cause
 	c.turned.Store(time.Now().UnixNano())
 	c.connected.Store(false)
-	c.acknowledged.Store(0)
 	return true
 }
 
@@ -168,14 +174,62 @@ const maxLinks = 16
 
 // add takes a relay link of the session that is current. It is false when
 // there is none, or when there are too many links.
-func (c *component) add(l *relay.Conn) bool {
+func (c *component) add(l *relay.Conn, conn *link.Conn) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.removed || c.session == nil || c.links.Len() >= maxLinks {
 		return false
 	}
 	c.links.Add(l)
+	if c.conns == nil {
+		c.conns = map[*relay.Conn]*link.Conn{}
+	}
+	c.conns[l] = conn
 	return true
+}
+
+// forget takes out a link that has ended.
+func (c *component) forget(l *relay.Conn) {
+	c.mu.Lock()
+	delete(c.conns, l)
+	c.mu.Unlock()
+	c.links.Remove(l)
+}
+
+// replace asks those who keep the component's links to replace them.
+func (c *component) replace() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, conn := range c.conns {
+		conn.Replace()
+	}
+}
+
+// cutIf ends the session and each link whose peer is refused.
+func (c *component) cutIf(refuse func(link.Peer) *pki.Refusal) {
+	c.mu.Lock()
+	s := c.session
+	type refusedLink struct {
+		l   *relay.Conn
+		why *pki.Refusal
+	}
+	var links []refusedLink
+	for l, conn := range c.conns {
+		if why := refuse(conn.Peer); why != nil {
+			links = append(links, refusedLink{l, why})
+		}
+	}
+	c.mu.Unlock()
+	for _, r := range links {
+		r.l.Close(errCut(c.key, r.why))
+	}
+	if s == nil {
+		return
+	}
+	if why := refuse(s.Peer); why != nil {
+		s.Close(why)
+		c.end(s, why.Cause)
+	}
 }
 
 // settling is how long after it was lost, or came, a component is expected to

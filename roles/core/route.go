@@ -32,6 +32,9 @@ type router struct {
 	now      func() time.Time
 	wait     time.Duration
 
+	held func() string // why core relays nothing now; empty: it does
+	live livePassages
+
 	turn       atomic.Uint32 // so that idle gateways take turns
 	waiting    chan struct{} // a place per waiting call
 	goroutines sync.WaitGroup
@@ -46,14 +49,25 @@ func (r *router) ServeCall(call *relay.Call) {
 		return
 	}
 	r.calls.Begin()
-	p := &passage{router: r, call: call, proxy: proxy.name}
+	p := &passage{router: r, call: call, proxy: proxy.name, shard: r.live.pick()}
 	p.record = relay.CallRecord{Method: call.Path(), RequestID: call.Get(relay.HeaderRequestID), Source: clean(call.Get(relay.HeaderSource))}
 	if !relay.ValidRequestID(p.record.RequestID) {
 		p.record.RequestID = relay.NewRequestID()
 	}
 	call.OnDone(p.done)
-	if p.decide(r.ruling.Load()) {
-		p.route()
+	r.live.add(p)
+	if why := r.held(); why != "" {
+		call.Reject(codes.Unavailable, "core: "+why, p.mark())
+		return
+	}
+	for now := r.ruling.Load(); p.decide(now); {
+		// Who was revoked meanwhile may not have been found among the calls.
+		newer := r.ruling.Load()
+		if newer == now {
+			p.route()
+			return
+		}
+		now = newer
 	}
 }
 
@@ -64,6 +78,8 @@ type passage struct {
 	call   *relay.Call
 	proxy  string
 
+	shard  uint32 // of livePassages
+	gone   bool   // the call has ended; guarded by the shard
 	ruling *ruling
 	header []relay.Field
 	failed []refused // links on which the call was handed back
@@ -322,6 +338,7 @@ func (p *passage) whyNot(t *target) string {
 
 // done notes how the call ended.
 func (p *passage) done(o relay.Outcome) {
+	p.router.live.remove(p)
 	record := p.finish()
 	record.Code, record.Duration = o.Code, o.Duration
 	if o.OriginHop {

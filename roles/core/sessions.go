@@ -40,6 +40,8 @@ func (c *core) check(alpn string, peer link.Peer) *pki.Refusal {
 	r, err := c.db.Component(context.Background(), k.role, k.name)
 	switch {
 	case errors.Is(err, store.ErrNotFound):
+		// The store looks at the key all the same: it may be time for an alarm.
+		c.judgeKey(context.Background(), peer, false)
 		return refuseRemoved(k)
 	case err != nil:
 		return &pki.Refusal{Code: "core_error", Cause: "core cannot read its registry: " + err.Error(), Remedy: "see core's log; the component tries again by itself"}
@@ -47,7 +49,7 @@ func (c *core) check(alpn string, peer link.Peer) *pki.Refusal {
 		return &pki.Refusal{Code: pki.CodeRevoked, Cause: fmt.Sprintf("the certificate is of incarnation %d of %s, which is now in incarnation %d", peer.Incarnation, k, r.Incarnation),
 			Remedy: fmt.Sprintf("the component was removed and added again: start it with the new token, or remove and add it once more (sallyport %s rm %s)", k.role, k.name)}
 	}
-	return nil
+	return c.judgeKey(context.Background(), peer, false)
 }
 
 // opened takes a component's new control session: it supersedes the former one,
@@ -57,11 +59,21 @@ func (c *core) opened(s, _ *link.Session) *pki.Refusal {
 	if refusal := c.check(link.ALPNControl, s.Peer); refusal != nil {
 		return refusal
 	}
+	// The key of a control session is the one that counts from now on.
+	if refusal := c.judgeKey(s.Context(), s.Peer, true); refusal != nil {
+		return refusal
+	}
 	m := c.registry.get(k)
 	if !m.begin(s) {
 		return refuseRemoved(k)
 	}
 	c.see(s.Context(), m, s, time.Now())
+	c.reported(s, s.Hello.GetCertificates())
+	c.overtake(s)
+	if held := s.Hello.GetRevocationsHeld(); held == nil || !c.wantRevocations(s, held) {
+		c.settle(s.Context(), k) // it holds nothing that core does not know
+	}
+	c.rotation.kick()
 	// A gateway that connects changes what proxies are told.
 	if err := c.publisher.publish(s.Context()); err != nil {
 		c.log.Error("cannot compose snapshots", "cause", err)
@@ -106,11 +118,76 @@ func (c *core) acknowledged(s *link.Session, ack *control.SnapshotAck) {
 		return
 	}
 	m.mu.Lock()
-	if m.session == s && g.GetEpoch() == c.publisher.epoch && m.snapshot != nil && g.GetGeneration() <= m.snapshot.GetGeneration().GetGeneration() {
+	current := m.session == s && m.snapshot != nil && g.GetEpoch() == m.snapshot.GetGeneration().GetEpoch() && g.GetGeneration() <= m.snapshot.GetGeneration().GetGeneration()
+	said, known := m.sent[g.GetGeneration()]
+	if current {
 		m.acknowledged.Store(g.GetGeneration())
+		if known {
+			m.enforces.Store(said.sequence)
+		}
+		for generation := range m.sent {
+			if generation < g.GetGeneration() {
+				delete(m.sent, generation)
+			}
+		}
 	}
 	m.mu.Unlock()
 	c.registry.wake()
+	if !current || !known {
+		return
+	}
+	ctx := context.WithoutCancel(s.Context())
+	err := c.db.AcknowledgeBundle(ctx, m.role, m.name, said.bundle[:])
+	if err == nil {
+		err = c.db.AcknowledgeRevocations(ctx, m.role, m.name, g.GetEpoch(), said.sequence)
+	}
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		c.log.Error("cannot note what a component has acknowledged", string(m.role), m.name, "cause", err)
+	}
+	c.rotation.kick()
+}
+
+// overtake begins an epoch above one that a component has seen: core was put
+// back to an older state by other means than restore. An epoch is the second in
+// which it began, or less, so that a component cannot name one out of reach.
+func (c *core) overtake(s *link.Session) {
+	held := s.Hello.GetHeld().GetEpoch()
+	if held <= c.publisher.epoch.Load() {
+		return
+	}
+	k := key{s.Peer.ID.Role, s.Peer.ID.Name}
+	now := time.Now()
+	if held > uint64(now.Add(24*time.Hour).Unix()) {
+		c.log.Warn("a component says that it has seen an epoch that cannot have been", string(k.role), k.name, "epoch", held)
+		return
+	}
+	epoch, err := c.db.OpenEpoch(context.WithoutCancel(s.Context()), actorCore, held, "a component has seen a newer one than this database has", now)
+	if err != nil {
+		c.log.Error("a component has seen a newer epoch, and core cannot begin one above it", string(k.role), k.name, "cause", err)
+		return
+	}
+	c.publisher.renumber(epoch)
+}
+
+// renewed hears that a component uses its new identity: what core has dialled
+// is dialled anew, so that the old certificate is not needed any more.
+func (c *core) renewed(s *link.Session) {
+	k := key{s.Peer.ID.Role, s.Peer.ID.Name}
+	if m := c.registry.find(k); m != nil && k.role == pki.RoleProxy {
+		m.replace()
+	}
+	c.alerts.over(s.Context(), onceRenewal(k))
+}
+
+// alerted passes on what a component wants its operator to know.
+func (c *core) alerted(s *link.Session, a *control.Alert) {
+	k := key{s.Peer.ID.Role, s.Peer.ID.Name}
+	label := string(k.role) + "/" + k.name
+	once := label + ": " + a.GetCode()
+	if a.GetCode() == "renewal_failed" {
+		once = onceRenewal(k)
+	}
+	c.alerts.raise(s.Context(), alert{Code: clean(a.GetCode()), Subject: label, Text: k.String() + ": " + clean(a.GetText()), Remedy: clean(a.GetRemedy()), Once: once})
 }
 
 // flapping is the alarm that two processes use one identity at a time.
@@ -122,7 +199,7 @@ func (c *core) flapping(s, former *link.Session) {
 
 // alarm is what an operator must look at: logged as an error and audited.
 func (c *core) alarm(ctx context.Context, action string, k key, detail string) {
-	c.log.Error("ALARM: "+detail, "alarm", action, string(k.role), k.name)
+	c.alerts.raise(ctx, alert{Code: action, Subject: string(k.role) + "/" + k.name, Text: detail, Alarm: true})
 	if err := c.db.Audit(ctx, actorCore, store.ActionAlarm+action, string(k.role)+"/"+k.name, detail); err != nil {
 		c.log.Error("alarm was not audited", "alarm", action, "cause", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -23,11 +24,15 @@ import (
 type publisher struct {
 	log       *slog.Logger
 	db        *store.Core
-	ca        *pki.Authority
+	ca        *authority
+	list      *revocationList
+	crls      *crls
 	self      *link.Self
 	registry  *registry
-	epoch     uint64
-	demo      bool // the default policy opens the built-in service
+	epoch     atomic.Uint64
+	lifetime  time.Duration               // of components' certificates
+	listener  *control.OutsideCertificate // how the gRPC port presents itself; nil: internal
+	demo      bool                        // the default policy opens the built-in service
 	advertise string
 	ruling    *atomic.Pointer[ruling]
 
@@ -53,12 +58,17 @@ type facts struct {
 	keys        []store.APIKeyRecord
 	revocations []store.Revocation
 	policy      *policy.Policy
+	ca          *pki.Authority
 
 	// What several snapshots share, made once.
 	proxyPart *control.ProxyPart
 	announced map[string][]store.ServiceRecord // by gateway
 	revoked   []*control.Revocation
 	bundle    *control.TrustBundle
+	list      *control.RevocationList
+	sequence  uint64 // of the newest entry of the list, in the store
+	crl       []byte // of the callers' issuer
+	issuer    []byte // SHA-256 of the key of the intermediate that issues components
 }
 
 // publish makes the present state of the store, and of what gateways
@@ -104,7 +114,9 @@ func (p *publisher) publishLocked(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	f.revoked, f.bundle = revocationsProto(p.ca.TrustDomain(), f.revocations), p.ca.Bundle().Proto()
+	if err := p.readAuthority(ctx, f); err != nil {
+		return err
+	}
 	p.self.SetRevocations(f.revoked)
 	f.announced = map[string][]store.ServiceRecord{}
 	for _, s := range f.services {
@@ -120,7 +132,7 @@ func (p *publisher) publishLocked(ctx context.Context) error {
 		}
 		to := p.registry.get(key{r.Role, r.Name})
 		snapshot := p.compose(f, r)
-		parcel, err := p.number(ctx, to, snapshot)
+		parcel, err := p.number(ctx, f, to, snapshot)
 		if err != nil {
 			return err
 		}
@@ -137,17 +149,69 @@ func (p *publisher) publishLocked(ctx context.Context) error {
 	return nil
 }
 
+// readAuthority adds what the CA says: whom to believe, and whom not any more.
+func (p *publisher) readAuthority(ctx context.Context, f *facts) (err error) {
+	f.ca = p.ca.get()
+	f.bundle = f.ca.Bundle().Proto()
+	f.revoked = revocationsProto(f.ca.TrustDomain(), f.revocations)
+	if f.list, f.sequence, err = p.list.current(ctx, p.epoch.Load()); err != nil {
+		return err
+	}
+	issuer := pki.SPKI(issuerOf(f.ca, "components' issuer"))
+	f.issuer = issuer[:]
+	lists, err := p.crls.current(ctx, time.Now())
+	if err != nil {
+		return err
+	}
+	if len(lists) > 0 {
+		f.crl = lists[0]
+	}
+	return nil
+}
+
+// content is what a snapshot says of the CA, for its acknowledgement.
+type content struct {
+	bundle   [32]byte // SHA-256 of the trust bundle
+	sequence uint64   // of the newest revocation
+}
+
+func bundleHash(b *control.TrustBundle) [32]byte {
+	body, err := proto.MarshalOptions{Deterministic: true}.Marshal(b)
+	if err != nil {
+		return [32]byte{}
+	}
+	return sha256.Sum256(body)
+}
+
+// renumber begins another epoch: every snapshot gets a generation of it.
+func (p *publisher) renumber(epoch uint64) {
+	if p.epoch.Swap(epoch) != epoch {
+		p.log.Warn("a new epoch begins", "epoch", epoch)
+	}
+}
+
 // parcel is a snapshot that a component has to be sent.
 type parcel struct {
 	to       *component
 	snapshot *control.Snapshot
 	hash     [32]byte
+	content  content
 }
+
+// maxSent bounds the snapshots whose acknowledgement may be outstanding.
+const maxSent = 64
 
 // deliver makes the snapshot the one that its component works by.
 func (p *parcel) deliver() {
 	p.to.mu.Lock()
+	if p.to.snapshot.GetGeneration().GetEpoch() != p.snapshot.GetGeneration().GetEpoch() || len(p.to.sent) >= maxSent {
+		p.to.sent = nil
+	}
 	p.to.snapshot, p.to.hash = p.snapshot, p.hash
+	if p.to.sent == nil {
+		p.to.sent = map[uint64]content{}
+	}
+	p.to.sent[p.snapshot.GetGeneration().GetGeneration()] = p.content
 	session := p.to.session
 	p.to.mu.Unlock()
 	if session != nil {
@@ -157,7 +221,7 @@ func (p *parcel) deliver() {
 
 // number gives a snapshot its generation: the component's last one when the
 // content is the same, else the next, in a parcel.
-func (p *publisher) number(ctx context.Context, to *component, s *control.Snapshot) (*parcel, error) {
+func (p *publisher) number(ctx context.Context, f *facts, to *component, s *control.Snapshot) (*parcel, error) {
 	body, err := proto.MarshalOptions{Deterministic: true}.Marshal(s)
 	if err != nil {
 		return nil, fmt.Errorf("snapshot of %s: %w", to.key, err)
@@ -166,7 +230,8 @@ func (p *publisher) number(ctx context.Context, to *component, s *control.Snapsh
 	to.mu.Lock()
 	former, formerHash := to.snapshot, to.hash
 	to.mu.Unlock()
-	if former != nil && formerHash == hash {
+	epoch := p.epoch.Load()
+	if former != nil && formerHash == hash && former.GetGeneration().GetEpoch() == epoch {
 		s.Generation = former.Generation
 		return nil, nil
 	}
@@ -174,8 +239,8 @@ func (p *publisher) number(ctx context.Context, to *component, s *control.Snapsh
 	if err != nil {
 		return nil, err
 	}
-	s.Generation = &control.Generation{Epoch: p.epoch, Generation: generation}
-	return &parcel{to, s, hash}, nil
+	s.Generation = &control.Generation{Epoch: epoch, Generation: generation}
+	return &parcel{to, s, hash, content{bundleHash(s.GetBundle()), f.sequence}}, nil
 }
 
 // read reads everything that snapshots are made of.
@@ -225,6 +290,9 @@ func revocationsProto(domain string, rows []store.Revocation) []*control.Revocat
 	for _, r := range rows {
 		if r.Serial != "" {
 			out = append(out, &control.Revocation{Serial: r.Serial})
+			if len(r.SPKI) == 32 {
+				out = append(out, &control.Revocation{Key: r.SPKI})
+			}
 			continue
 		}
 		id := pki.ID{TrustDomain: domain, Role: r.Role, Name: r.Name}

@@ -1,0 +1,254 @@
+package core
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"sallyport/acme/pki"
+	"sallyport/roles/control"
+	"sallyport/roles/link"
+	"sallyport/store"
+)
+
+// expiries watches every certificate of the system: those of the CA, of core,
+// of its components, the files that components use beside them, and what was
+// issued to others. An alert is raised when a quarter of a life is left and
+// again at a tenth; what renews itself in time never comes so far.
+type expiries struct {
+	core  *core
+	log   *slog.Logger
+	found atomic.Pointer[[]watched]
+	again chan struct{}
+}
+
+// watched is one certificate.
+type watched struct {
+	kind, subject, holder, serial, identity string
+	notBefore, notAfter                     time.Time
+	trouble                                 string // why a newer file was not taken
+	remedy                                  string
+	spki                                    []byte
+}
+
+// life is how much of its life is left, from 0 to 1.
+func (w *watched) life(now time.Time) float64 {
+	whole := w.notAfter.Sub(w.notBefore)
+	if whole <= 0 {
+		return 0
+	}
+	return min(max(float64(w.notAfter.Sub(now))/float64(whole), 0), 1)
+}
+
+// alert is what the operator is told in status; empty while all is well.
+func (w *watched) alert(now time.Time) string {
+	switch {
+	case !now.Before(w.notAfter):
+		return "has expired"
+	case w.life(now) <= 0.1:
+		return "expires very soon"
+	case w.life(now) <= 0.25:
+		return "expires soon"
+	case w.trouble != "":
+		return "a newer file was not taken"
+	}
+	return ""
+}
+
+// name is the certificate as a person reads it.
+func (w *watched) name() string {
+	what := w.kind
+	if w.holder != "" {
+		what = w.holder
+	}
+	if w.identity != "" {
+		return what + " (" + w.identity + ")"
+	}
+	if w.subject != "" {
+		return what + " (" + w.subject + ")"
+	}
+	return what
+}
+
+func newExpiries(c *core) *expiries {
+	return &expiries{core: c, log: c.log, again: make(chan struct{}, 1)}
+}
+
+// kick lets run look at once.
+func (e *expiries) kick() {
+	select {
+	case e.again <- struct{}{}:
+	default:
+	}
+}
+
+const (
+	expiriesEvery = time.Minute
+	expiriesLeast = time.Second
+)
+
+// run looks now and then, the more often the shorter certificates live.
+func (e *expiries) run(ctx context.Context) error {
+	for {
+		if err := e.look(ctx, time.Now()); err != nil && ctx.Err() == nil {
+			e.log.Error("cannot look at which certificates end soon", "cause", err)
+		}
+		timer := time.NewTimer(max(min(expiriesEvery, e.core.set.CertLifetime/60), expiriesLeast))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C:
+		case <-e.again:
+			timer.Stop()
+		}
+	}
+}
+
+// look reads which certificates there are, and raises what is due.
+func (e *expiries) look(ctx context.Context, now time.Time) error {
+	list, err := e.list(ctx, now)
+	if err != nil {
+		return err
+	}
+	e.found.Store(&list)
+	for _, w := range list {
+		e.judge(ctx, &w, now)
+	}
+	return nil
+}
+
+func (e *expiries) judge(ctx context.Context, w *watched, now time.Time) {
+	once := w.serial
+	if once == "" {
+		once = w.holder + " " + w.subject + " " + w.notAfter.UTC().Format(time.RFC3339)
+	}
+	a := alert{Code: "certificate_expires", Subject: w.name(), Remedy: w.remedy,
+		Text: fmt.Sprintf("the certificate of %s ends at %s", w.name(), w.notAfter.UTC().Format(time.RFC3339))}
+	switch left := w.life(now); {
+	case !now.Before(w.notAfter):
+		a.Code, a.Once = "certificate_expired", "expired "+once
+		a.Text = fmt.Sprintf("the certificate of %s has ended, at %s", w.name(), w.notAfter.UTC().Format(time.RFC3339))
+		e.core.alerts.raise(ctx, a)
+	case left <= 0.1:
+		a.Once = "expires 1/10 " + once
+		e.core.alerts.raise(ctx, a)
+	case left <= 0.25:
+		a.Once = "expires 1/4 " + once
+		e.core.alerts.raise(ctx, a)
+	}
+	trouble := "file " + w.holder
+	if w.trouble != "" {
+		e.core.alerts.raise(ctx, alert{Code: "certificate_file", Subject: w.name(), Once: trouble + " " + w.trouble,
+			Text: fmt.Sprintf("the newer certificate file of %s was not taken: %s", w.name(), w.trouble), Remedy: "put a good pair there; the former one stays in use"})
+	}
+}
+
+// list is every certificate that is in use, the one that ends first first.
+func (e *expiries) list(ctx context.Context, now time.Time) ([]watched, error) {
+	c := e.core
+	var out []watched
+	known := map[string]bool{}
+	for _, cert := range c.ca.get().Certificates() {
+		known[pki.Serial(cert.Cert)] = true
+		remedy := "sallyport ca rotate"
+		if strings.Contains(cert.What, "imported") {
+			remedy = "renew it where it comes from, and run sallyport ca import"
+		}
+		spki := pki.SPKI(cert.Cert)
+		out = append(out, watched{kind: "CA " + cert.What, subject: cert.Cert.Subject.String(), serial: pki.Serial(cert.Cert),
+			notBefore: cert.Cert.NotBefore, notAfter: cert.Cert.NotAfter, remedy: remedy, spki: spki[:]})
+	}
+	// What has ended a while ago is not asked for: nobody has been using it.
+	issued, err := c.db.Certificates(ctx, false, now)
+	if err != nil {
+		return nil, err
+	}
+	newest := map[string]watched{}
+	for _, r := range issued {
+		if known[r.Serial] || !r.Revoked.IsZero() || r.Kind == "root" || r.Kind == "intermediate" {
+			continue
+		}
+		w := watched{kind: r.Kind, subject: r.Subject, holder: r.Holder, serial: r.Serial, identity: r.Identity, notBefore: r.NotBefore, notAfter: r.NotAfter, spki: r.SPKI, remedy: remedyFor(r)}
+		if r.Kind == string(pki.RoleCore) { // it replaces its own
+			if have, ok := newest[r.Kind]; !ok || r.NotAfter.After(have.notAfter) {
+				newest[r.Kind] = w
+			}
+			continue
+		}
+		out = append(out, w)
+	}
+	for _, w := range newest {
+		out = append(out, w)
+	}
+	held, err := c.db.HeldCertificates(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ours := map[string]bool{}
+	for _, w := range out {
+		ours[w.serial] = true
+	}
+	for _, h := range held {
+		if h.Serial != "" && ours[h.Serial] && h.Error == "" {
+			continue // issued here, and listed
+		}
+		out = append(out, watched{kind: "file", subject: h.Subject, serial: h.Serial, holder: string(h.Role) + "/" + h.Name + ": " + h.What,
+			notBefore: h.NotBefore, notAfter: h.NotAfter, trouble: h.Error, remedy: "renew the file; it is picked up without a restart"})
+	}
+	if c.outside != nil {
+		r := c.outside.Report()
+		out = append(out, watched{kind: "file", subject: r.GetSubject(), serial: r.GetSerial(), holder: "core: " + r.GetWhat(), notBefore: time.Unix(r.GetNotBeforeUnix(), 0),
+			notAfter: time.Unix(r.GetNotAfterUnix(), 0), trouble: r.GetError(), remedy: "renew the file; it is picked up without a restart"})
+	}
+	slices.SortStableFunc(out, func(a, b watched) int { return cmp.Or(a.notAfter.Compare(b.notAfter), bytes.Compare(a.spki, b.spki)) })
+	return out, nil
+}
+
+// remedyFor is what to do about a certificate that was issued here and was not
+// renewed in time.
+func remedyFor(r store.CertificateRecord) string {
+	switch {
+	case r.Kind == string(pki.RoleGateway) || r.Kind == string(pki.RoleProxy):
+		return "it renews itself while it is connected: look at its log, and at whether core can be reached"
+	case r.Kind == string(pki.RoleCore):
+		return "core renews it by itself: look at core's log"
+	case r.Holder != "":
+		return "its holder renews it by itself: look at its log"
+	}
+	return "renew it: sallyport cert renew, or cert issue"
+}
+
+// certificates is what was found last, as the operator sees it.
+func (e *expiries) certificates(now time.Time) []*control.CertificateRow {
+	found := e.found.Load()
+	if found == nil {
+		return nil
+	}
+	out := make([]*control.CertificateRow, 0, len(*found))
+	for _, w := range *found {
+		out = append(out, &control.CertificateRow{Serial: w.serial, Identity: w.identity, Kind: w.kind, Subject: w.subject, NotBeforeUnix: seconds(w.notBefore),
+			NotAfterUnix: seconds(w.notAfter), SpkiSha256: fmt.Sprintf("%x", w.spki), Holder: w.holder, Alert: w.alert(now)})
+	}
+	return out
+}
+
+// reported takes what a component says of the certificates it uses beside its
+// identity.
+func (c *core) reported(s *link.Session, list []*control.Certificate) {
+	rows := make([]store.HeldCertificate, 0, len(list))
+	for _, r := range list[:min(len(list), store.MaxHeldCertificates)] {
+		rows = append(rows, store.HeldCertificate{What: clean(r.GetWhat()), Subject: clean(r.GetSubject()), Serial: clean(r.GetSerial()),
+			NotBefore: time.Unix(r.GetNotBeforeUnix(), 0), NotAfter: time.Unix(r.GetNotAfterUnix(), 0), Error: clean(r.GetError())})
+	}
+	if err := c.db.ReportCertificates(context.WithoutCancel(s.Context()), s.Peer.ID.Role, s.Peer.ID.Name, rows); err != nil {
+		c.log.Error("cannot note which certificates a component uses", string(s.Peer.ID.Role), s.Peer.ID.Name, "cause", err)
+	}
+	c.expiries.kick()
+}

@@ -1,0 +1,47 @@
+package core
+
+import (
+	"time"
+
+	"sallyport/acme/pki"
+	"sallyport/roles/control"
+	"sallyport/roles/link"
+)
+
+// openPort reads the certificate that the gRPC port shows to the world, and
+// the CAs that those of the proxies' ports are verified with, if there are any.
+func (c *core) openPort() (err error) {
+	if c.set.GRPCTLS == link.ModeFiles {
+		// What it shows is reported when it changes, with everything else.
+		if c.outside, err = link.OpenOutside("gRPC port", c.set.GRPCCert, c.set.GRPCKey, c.log, nil); err != nil {
+			return err
+		}
+	}
+	if c.set.ProxyGRPCCA != "" {
+		if c.anchors, err = link.OpenAnchors(c.set.ProxyGRPCCA, c.log); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// presents is what gateways are told of the port: in tokens, then in snapshots.
+func (c *core) presents() *control.OutsideCertificate {
+	if c.outside == nil {
+		return nil
+	}
+	return &control.OutsideCertificate{Mode: link.ModeFiles}
+}
+
+// proxyMode is what core expects of its proxies' ports.
+func (c *core) proxyMode() string {
+	if c.anchors != nil {
+		return link.ModeFiles
+	}
+	return link.ModeInternal
+}
+
+// recoveryVerifier judges the former certificates of who recovers an identity.
+func (c *core) recoveryVerifier() *pki.Verifier {
+	return c.ca.get().RecoveryVerifier(time.Now, c.self.Revoked)
+}

@@ -1,0 +1,222 @@
+package core
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"sallyport/acme/pki"
+	"sallyport/roles/control"
+	"sallyport/roles/link"
+	"sallyport/store"
+)
+
+// relearning is what a core does that was restored on a fresh host: it may have
+// forgotten what was revoked since the backup, so it issues and relays nothing
+// until it has heard every component that the backup knows, and taken what
+// their signed lists say. One exception keeps that from waiting for itself: a
+// component whose identity has expired may recover it, because it could not
+// come and be heard otherwise. What it got is revoked as well if it turns out
+// that it was revoked.
+type relearning struct {
+	path string
+	log  *slog.Logger
+
+	active atomic.Bool
+
+	mu    sync.Mutex
+	state relearningState
+}
+
+// relearningState is the file that a restoration leaves behind, until it is over.
+type relearningState struct {
+	Restored time.Time           `json:"restored"`
+	Awaits   []string            `json:"awaits"`            // gateway/orders
+	Renewed  map[string][]string `json:"renewed,omitempty"` // serial numbers by that of the certificate that asked
+}
+
+func relearningPath(dataDir string) string { return filepath.Join(dataDir, "restored.json") }
+
+func openRelearning(dataDir string, log *slog.Logger) (*relearning, error) {
+	s := &relearning{path: relearningPath(dataDir), log: log}
+	text, err := os.ReadFile(s.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(text, &s.state)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s says what core has to learn after its restoration, and cannot be read: %w; restore again, with --accept-loss if the components are gone", s.path, err)
+	}
+	s.active.Store(true)
+	return s, nil
+}
+
+// refusal is why core does not issue; nil if it does.
+func (s *relearning) refusal() *pki.Refusal {
+	if !s.active.Load() {
+		return nil
+	}
+	return &pki.Refusal{Code: "core_error", Cause: "core was restored from a backup and waits for the revocation lists that its components hold: " + strings.Join(s.awaits(), ", "),
+		Remedy: "start those components; one that is gone for good can be removed (gateway rm, proxy rm), or restore with --accept-loss"}
+}
+
+func (s *relearning) awaits() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.state.Awaits)
+}
+
+// holds is why core relays no calls; empty if it does.
+func (s *relearning) holds() string {
+	if !s.active.Load() {
+		return ""
+	}
+	return "it was restored and waits for what its components know of revocations"
+}
+
+// renewed notes which certificate was given for which, while settling.
+func (s *relearning) renewed(former, next string) {
+	if !s.active.Load() {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state.Renewed == nil {
+		s.state.Renewed = map[string][]string{}
+	}
+	if !slices.Contains(s.state.Renewed[former], next) {
+		s.state.Renewed[former] = append(s.state.Renewed[former], next)
+		s.saveLocked()
+	}
+}
+
+func (s *relearning) saveLocked() {
+	text, err := json.Marshal(s.state)
+	if err == nil {
+		err = writeFile(s.path, text)
+	}
+	if err != nil {
+		s.log.Error("what core has learnt after its restoration is not on disk, a restart asks again", "cause", err)
+	}
+}
+
+// heard says that a component's list is known, or that the component is gone.
+// It reports whether that was the last one.
+func (s *relearning) heard(k key) bool {
+	if !s.active.Load() {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	label := string(k.role) + "/" + k.name
+	before := len(s.state.Awaits)
+	s.state.Awaits = slices.DeleteFunc(s.state.Awaits, func(a string) bool { return a == label })
+	if len(s.state.Awaits) > 0 || !s.active.Load() {
+		if len(s.state.Awaits) != before {
+			s.saveLocked()
+		}
+		return false
+	}
+	if err := os.Remove(s.path); err != nil {
+		s.log.Error("core has heard all its components after the restoration, and cannot note it", "cause", err)
+	}
+	s.active.Store(false)
+	return true
+}
+
+// descendants are the certificates that were given, while settling, to who
+// held this one.
+func (s *relearning) descendants(serial string) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []string
+	next := []string{serial}
+	for len(next) > 0 && len(out) < 10000 {
+		given := s.state.Renewed[next[0]]
+		out, next = append(out, given...), append(next[1:], given...)
+	}
+	return out
+}
+
+// mayIssue is why core issues nothing now; nil if it does.
+func (c *core) mayIssue() *pki.Refusal { return c.relearning.refusal() }
+
+// wantRevocations asks for the list of every component that holds another one
+// than core does.
+func (c *core) wantRevocations(s *link.Session, held *control.RevocationListHead) bool {
+	own := c.publisher.list.head()
+	return own == nil || held.GetSequence() != own.GetSequence() || string(held.GetSha256()) != string(own.GetSha256())
+}
+
+// revocationsFrom takes what a component's signed list says beyond core's. Only
+// core signs such lists, so what one says was decided here, and forgotten.
+func (c *core) revocationsFrom(s *link.Session, p *control.RevocationList) {
+	k := key{s.Peer.ID.Role, s.Peer.ID.Name}
+	ctx := context.WithoutCancel(s.Context())
+	ca := c.ca.get()
+	list, err := pki.VerifyRevocations(p, ca.Bundle().Roots)
+	if err != nil || list.TrustDomain != ca.TrustDomain() {
+		if err == nil {
+			err = fmt.Errorf("it is for %s", list.TrustDomain)
+		}
+		c.log.Warn("the revocation list of a component cannot be taken", string(k.role), k.name, "cause", err)
+		return // and it stays unheard
+	}
+	if err := c.learn(ctx, store.Actor("core, from "+k.String()), list); err != nil {
+		c.log.Error("the revocation list of a component could not be taken", string(k.role), k.name, "cause", err)
+		return
+	}
+	c.settle(ctx, k)
+}
+
+// learn makes what a list says true here too.
+func (c *core) learn(ctx context.Context, actor store.Actor, list *pki.RevocationList) error {
+	rows := storedRevocations(list)
+	for _, r := range rows {
+		for _, serial := range c.relearning.descendants(r.Serial) {
+			if r.Serial != "" {
+				rows = append(rows, store.Revocation{Serial: serial, Reason: r.Reason, At: time.Now()})
+			}
+		}
+	}
+	n, err := c.db.MergeRevocations(ctx, actor, rows, time.Now())
+	if err != nil {
+		return err
+	}
+	if list.Epoch > c.publisher.epoch.Load() {
+		epoch, err := c.db.OpenEpoch(ctx, actor, list.Epoch, "a component has seen a newer one", time.Now())
+		if err != nil {
+			return err
+		}
+		c.publisher.renumber(epoch)
+	}
+	if n == 0 {
+		return nil
+	}
+	c.log.Warn("core has learnt of revocations that it did not know", "from", string(actor), "count", n)
+	return c.cutRevoked(ctx)
+}
+
+// settle notes that a component was heard after a restoration, and begins to
+// issue and to relay after the last one.
+func (c *core) settle(ctx context.Context, k key) {
+	if !c.relearning.heard(k) {
+		return
+	}
+	c.log.Info("core has the revocation lists of all its components after the restoration: it issues and relays from now on")
+	if err := c.publisher.publish(ctx); err != nil {
+		c.log.Error("cannot compose snapshots", "cause", err)
+	}
+}
