@@ -2,6 +2,7 @@ package link
 
 import (
 	"context"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -221,6 +222,13 @@ func (e *ComponentEnd) renewed() {
 	s.frames = append(s.frames, &control.Frame{Frame: &control.Frame_Renewed{Renewed: &control.Renewed{}}})
 	s.mu.Unlock()
 	s.kick()
+}
+
+// runsOn reports whether the session was opened with a certificate.
+func (e *ComponentEnd) runsOn(leaf *x509.Certificate) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.current != nil && e.current.conn.own.Equal(leaf)
 }
 
 // Alert tells the operator something, by way of core; false if there is no

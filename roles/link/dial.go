@@ -137,7 +137,7 @@ func (d *Dialler) handshake(ctx context.Context, nc net.Conn, address, alpn stri
 	if err != nil {
 		return nil, hs.explain(ctx, err)
 	}
-	conn := &Conn{Conn: tc, ALPN: alpn, Peer: hs.peer, Dialled: true, expires: expiryOf(hs.own, hs.theirs)}
+	conn := &Conn{Conn: tc, ALPN: alpn, Peer: hs.peer, Dialled: true, own: hs.own, expires: expiryOf(hs.own, hs.theirs)}
 	conn.freshFor(d.Self, hs.self, conn.expires)
 	return conn, nil
 }

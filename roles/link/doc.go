@@ -19,6 +19,25 @@
 // certificate has been judged; without these bytes a refusal would show only
 // in the middle of whatever came next.
 //
+// A port may show the world a certificate of its own instead (mode files). Then
+// the preface carries the identity's chain and a signature that is bound to
+// this TLS session, and the dialler verifies both certificates. So the outside
+// check is added, and nothing is lost.
+//
+// # Identities are renewed, links replaced
+//
+// The [Renewer] of a component keeps its identity good: new key, on disk before
+// its request leaves; new certificate, on disk before it is used. What expired,
+// or slept through a rotation of the CA, recovers on sallyport-renew/1. Every
+// side of a link knows when it is due ([Conn].Due); who dialled brings up the
+// next one before the former stops taking work ([KeepFresh]). What is open on
+// the former may end there, for as long as its [Tenure] lasts.
+//
+// Which key of an identity counts is for core's registry to say; this package
+// makes sure that a component never looks like its own clone: one key asks at a
+// time, the same one again until it has its answer, and only on a connection
+// that the identity in force has opened.
+//
 // # Refusals say why
 //
 // A TLS alert cannot say why. The refusing side logs cause and remedy. The

@@ -182,7 +182,7 @@ func (h *portHandshake) finish(tc *tls.Conn, remote netip.AddrPort) (*Conn, *pki
 	if cs.NegotiatedProtocol != h.alpn || h.alpn == "" {
 		return nil, refuseNoALPN()
 	}
-	conn := &Conn{Conn: tc, ALPN: h.alpn, Peer: Peer{Chain: cs.PeerCertificates, Remote: remote, Begun: h.begun}}
+	conn := &Conn{Conn: tc, ALPN: h.alpn, own: h.own, Peer: Peer{Chain: cs.PeerCertificates, Remote: remote, Begun: h.begun}}
 	switch h.alpn {
 	case ALPNHealth:
 		return conn, nil

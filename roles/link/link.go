@@ -53,6 +53,7 @@ type Conn struct {
 	Dialled bool // this side dialled
 
 	freshness
+	own      *x509.Certificate // this side's identity, nil before it has one
 	expires  time.Time
 	lastRead atomic.Int64 // monotonic
 }

@@ -103,6 +103,9 @@ func (r *Renewer) tell(st RecoverStream, refusal *pki.Refusal) error {
 func (r *Renewer) recover(ctx context.Context, conn *Conn, st RecoverStream) error {
 	r.renewing.Lock()
 	defer r.renewing.Unlock()
+	if !conn.own.Equal(r.Self.state.Load().leaf()) {
+		return errOldSession // renewed since the handshake
+	}
 	key, csr, err := r.prepare()
 	if err != nil {
 		return err

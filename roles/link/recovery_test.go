@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"sallyport/acme/pki"
+	"sallyport/roles/control"
 )
 
 const day = 24 * time.Hour
@@ -199,6 +200,7 @@ func TestRecoverRefuses(t *testing.T) {
 	}
 	self := NewSelf()
 	self.Set(c.credentials(pki.RoleGateway, "one"), c.authority.Bundle())
+	conn.own = self.Credentials().Chain[0] // as it would claim
 	err = (&Renewer{Self: self, Dial: func(context.Context) (*Conn, error) { return conn, nil }}).dialRecovery(testContext(t))
 	wantRefusal(t, err, "not_joined")
 }
@@ -318,4 +320,86 @@ func (l *life) killAt(t *testing.T, step string) {
 	}
 	kill()
 	stop()
+}
+
+// TestRecoveredBundleStays: a snapshot on disk from before a recovery does not
+// bring the former trust bundle back; what core sends does.
+func TestRecoveredBundleStays(t *testing.T) {
+	c := newCA(t)
+	old := c.authority
+	next, err := old.Compromised(time.Now()) // or rotated: nothing of the old bundle is in the new
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &disk{}
+	self := c.self(pki.RoleGateway, "one")
+	open := func() *Snapshots {
+		return &Snapshots{Self: self, Save: d.save, Load: d.load, Forget: d.forget, Prepare: func(*control.Snapshot) (func(), error) { return func() {}, nil }}
+	}
+	snapshot := func(a *pki.Authority, n uint64) *control.Snapshot {
+		return &control.Snapshot{Generation: &control.Generation{Epoch: 1, Generation: n}, Bundle: a.Bundle().Proto()}
+	}
+	if err := open().Apply(snapshot(old, 1)); err != nil {
+		t.Fatal(err)
+	}
+	c.authority = next
+	self = c.self(pki.RoleGateway, "one") // recovered, and started again
+	s := open()
+	if err := s.Restore(); err != nil || s.Held().GetGeneration() != 1 {
+		t.Fatal(err, s.Held())
+	}
+	if !self.Bundle().Equal(next.Bundle()) {
+		t.Fatal("the former trust bundle is back")
+	}
+	if err := s.Apply(snapshot(old, 2)); err != nil || !self.Bundle().Equal(old.Bundle()) {
+		t.Fatal("what core sends does not count", err)
+	}
+}
+
+// TestNeverItsOwnClone: while the session still runs on the former identity, no
+// other key is asked for, neither there nor on a connection of its.
+func TestNeverItsOwnClone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLife(t, pki.RoleGateway, day)
+		stop := l.run()
+		defer stop()
+		if !l.awaits(l.connected, 10*time.Second) {
+			t.Fatal("not connected")
+		}
+		conn, err := l.dial(t.Context(), ALPNRenew)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		next := l.issue(pki.RoleGateway, "one", day)
+		l.self.Set(next, nil)
+		if err := l.renewer.request(t.Context(), next.Chain[0]); !errors.Is(err, errOldSession) {
+			t.Errorf("on the session: %v", err)
+		}
+		l.renewer.Dial = func(context.Context) (*Conn, error) { return conn, nil }
+		if err := l.renewer.dialRecovery(t.Context()); !errors.Is(err, errOldSession) {
+			t.Errorf("recovering: %v", err)
+		}
+		if n, alarms := l.reg.stats(); n > 0 || len(alarms) > 0 {
+			t.Error(n, alarms)
+		}
+	})
+}
+
+// TestClockOnTheLink: both ends name a clock that is off, from what heartbeats
+// measure.
+func TestClockOnTheLink(t *testing.T) {
+	var core, component logged
+	conn := &Conn{Peer: Peer{ID: pki.ID{TrustDomain: "x", Role: pki.RoleGateway, Name: "one"}}}
+	s := newSession(t.Context(), &CoreEnd{Log: core.logger()}, conn)
+	s.heartbeat(&control.Heartbeat{Sequence: 1, ClockOffsetNano: int64(15 * time.Minute)})
+	core.awaits(t, "clock of gateway one", "behind", "15m0s")
+
+	e := &ComponentEnd{Log: component.logger()}
+	cs := &componentSession{sessionConn: newSessionConn(t.Context(), conn), owner: e, sequence: 1, sent: time.Now()}
+	cs.replied(&control.HeartbeatReply{Sequence: 1, UnixNano: time.Now().Add(15 * time.Minute).UnixNano()})
+	component.awaits(t, "clock of core", "ahead of")
+	if d := e.ClockOffset(); d < 14*time.Minute || d > 16*time.Minute {
+		t.Error(d)
+	}
 }

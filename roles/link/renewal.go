@@ -114,12 +114,19 @@ func (r *Renewer) once(ctx context.Context, leaf *x509.Certificate) error {
 	return errors.New("there is no control session with core")
 }
 
+// errOldSession: to core, who asks is who the session was opened by. A request
+// with the former key for yet another one would look like a clone's.
+var errOldSession = errors.New("the control session runs on the former identity still")
+
 // request renews over the control session.
 func (r *Renewer) request(ctx context.Context, leaf *x509.Certificate) error {
 	r.renewing.Lock()
 	defer r.renewing.Unlock()
 	if r.Self.state.Load().leaf() != leaf {
 		return nil // core came and recovered it meanwhile
+	}
+	if !r.End.runsOn(leaf) {
+		return errOldSession
 	}
 	key, csr, err := r.prepare()
 	if err != nil {

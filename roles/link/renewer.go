@@ -39,7 +39,8 @@ type Renewer struct {
 	// proxy, to which core comes: see ServeRecover.
 	Dial func(ctx context.Context) (*Conn, error)
 
-	// Renewed, if set, hears that a new identity is on disk and in Self.
+	// Renewed, if set, hears that a new identity is on disk and in Self. It
+	// must not block.
 	Renewed func()
 
 	// Ready, if set, hears why the identity cannot be renewed, while there is
@@ -131,7 +132,7 @@ func (r *Renewer) Run(ctx context.Context) error {
 			wait = 0
 		}
 		if plan.leaf == nil {
-			wait = time.Hour
+			wait = time.Second
 		}
 		wait = max(wait, time.Until(plan.notBefore))
 		// Now and then one looks: a machine that slept, a snapshot that says
