@@ -2,12 +2,15 @@ package link
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	"sallyport/acme/pki"
 	"sallyport/roles/control"
@@ -32,6 +35,9 @@ type ComponentEnd struct {
 	// Revocations, if set, is the signed revocation list to send when core asks
 	// for it: (*Self).Revocations, of which Hello names the head.
 	Revocations func() *control.RevocationList
+	// Certificates, if set, are those in use beside the identity, in a fixed
+	// order: they go with the hello, and with a heartbeat when they have changed.
+	Certificates func() []*control.Certificate
 	// CallsInFlight, if set, goes with each heartbeat.
 	CallsInFlight func() uint32
 	Log           *slog.Logger
@@ -59,6 +65,7 @@ type componentSession struct {
 	ack       *control.SnapshotAck // newest not yet sent
 	announced bool                 // the newest announcement has been sent
 	frames    []*control.Frame     // certificate requests not yet sent
+	reported  [sha256.Size]byte    // of the certificates that core was told; the writer's, after hello
 	pending   map[uint64]chan *control.CertificateResponse
 	arrived   chan struct{} // wakes the applier
 
@@ -92,6 +99,10 @@ func (s *componentSession) run() error {
 	stop := s.greet()
 	defer stop()
 	hello := s.owner.Hello()
+	if s.owner.Certificates != nil {
+		hello.Certificates = s.owner.Certificates()
+		s.reported = sumOf(hello.Certificates)
+	}
 	if err := s.st.Send(&control.Frame{Frame: &control.Frame_Hello{Hello: hello}}); err != nil {
 		return recvEnd(s.ctx, s.st, err)
 	}
@@ -335,6 +346,12 @@ func (s *componentSession) sendHeartbeat() error {
 	if e.CallsInFlight != nil {
 		h.CallsInFlight = e.CallsInFlight()
 	}
+	if e.Certificates != nil {
+		list := e.Certificates()
+		if sum := sumOf(list); sum != s.reported {
+			h.Certificates, s.reported = list, sum
+		}
+	}
 	if err := s.send(&control.Frame{Frame: &control.Frame_Heartbeat{Heartbeat: h}}); err != nil {
 		return err
 	}
@@ -344,6 +361,12 @@ func (s *componentSession) sendHeartbeat() error {
 		}
 	}
 	return nil
+}
+
+// sumOf tells one list of certificates from another.
+func sumOf(list []*control.Certificate) [sha256.Size]byte {
+	text, _ := proto.MarshalOptions{Deterministic: true}.Marshal(&control.Heartbeat{Certificates: list})
+	return sha256.Sum256(text)
 }
 
 func (s *componentSession) sendQueued() error {

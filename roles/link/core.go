@@ -34,6 +34,10 @@ type CoreEnd struct {
 	Acknowledged func(s *Session, a *control.SnapshotAck)
 	Beat         func(s *Session, state SessionState) // after each heartbeat
 
+	// Reported, if set, hears which certificates a component uses beside its
+	// identity, when they have changed since its hello or the last report.
+	Reported func(s *Session, list []*control.Certificate)
+
 	// Certificate answers a request for a certificate. At most two run at a
 	// time per session, beside the other callbacks.
 	Certificate func(ctx context.Context, s *Session, r *control.CertificateRequest) ([][]byte, *pki.Refusal)

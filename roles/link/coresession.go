@@ -124,6 +124,7 @@ func (s *Session) hello(h *control.Hello) *pki.Refusal {
 	}
 	copy(s.Instance[:], h.GetInstance())
 	h.Version = printable(h.GetVersion(), 64)
+	h.Certificates = cleanCertificates(h.GetCertificates())
 	s.Hello = h
 	s.state.LastSeen = s.Started
 	if h.GetHeld().GetEpoch() != 0 {
@@ -158,6 +159,9 @@ func (s *Session) frame(f *control.Frame) *pki.Refusal {
 	switch f := f.Frame.(type) {
 	case *control.Frame_Heartbeat:
 		state := s.heartbeat(f.Heartbeat)
+		if list := cleanCertificates(f.Heartbeat.GetCertificates()); len(list) > 0 && e.Reported != nil {
+			e.Reported(s, list)
+		}
 		if e.Beat != nil {
 			e.Beat(s, state)
 		}
@@ -213,6 +217,20 @@ func (s *Session) frame(f *control.Frame) *pki.Refusal {
 	}
 	// Frames that a newer component may send are not ours to understand.
 	return nil
+}
+
+// maxReported bounds the certificates that one component reports.
+const maxReported = 64
+
+// cleanCertificates makes of what a component reports something fit to be
+// stored and shown.
+func cleanCertificates(list []*control.Certificate) []*control.Certificate {
+	list = list[:min(len(list), maxReported)]
+	for _, c := range list {
+		c.What, c.Subject = printable(c.GetWhat(), 128), printable(c.GetSubject(), 256)
+		c.Serial, c.Error = printable(c.GetSerial(), 64), printable(c.GetError(), 1024)
+	}
+	return list
 }
 
 func (s *Session) heartbeat(h *control.Heartbeat) SessionState {
