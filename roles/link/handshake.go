@@ -168,6 +168,11 @@ func (h *portHandshake) finish(tc *tls.Conn, remote netip.AddrPort) (*Conn, *pki
 		return conn, nil
 	case ALPNJoin, ALPNRenew:
 		conn.Peer.BootstrapKey, _ = pki.BootstrapPublicKey(cs.PeerCertificates)
+		if h.alpn == ALPNJoin && h.port.Expect == pki.RoleCore {
+			// A proxy waits for one core, and knows it by its token. Nobody else
+			// gets as far as the RPC; the core of another token asks Why.
+			return conn, h.port.verdict(h.alpn, &conn.Peer)
+		}
 		return conn, nil
 	}
 	if r := h.port.verdict(h.alpn, &conn.Peer); r != nil {
