@@ -238,7 +238,7 @@ func (c *Call) requestTrailers(fields []Field, end bool, b *batch) error {
 	if !end {
 		return streamErr(codeProtocol, "HEADERS inside a request without END_STREAM")
 	}
-	if err := checkTrailers(fields); err != nil {
+	if err := checkTrailers(fields, c.in.c.dec.clean); err != nil {
 		return err
 	}
 	if c.in.c.edge {

@@ -228,8 +228,8 @@ func bareCaller(nc net.Conn, inFlight, size int, until time.Time) (calls int, to
 			_ = enc.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]})
 		}
 		ebuf.WriteByte(0)
-		b := appendHpackString(nil, "grpc-timeout")
-		b = appendHpackString(b, itoa(9_000_000+i%1000)+"u")
+		b := appendString(nil, "grpc-timeout")
+		b = appendString(b, itoa(9_000_000+i%1000)+"u")
 		ebuf.Write(b)
 		c.out = appendHeaderBlock(c.out, next, ebuf.Bytes(), false, minFrameSize)
 		started[next] = time.Now()

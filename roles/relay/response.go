@@ -16,7 +16,7 @@ func (c *Call) responseHeader(s *stream, fields []Field, end bool, b *batch) err
 		if !end {
 			return streamErr(codeProtocol, "trailers without END_STREAM")
 		}
-		if err := checkTrailers(fields); err != nil {
+		if err := checkTrailers(fields, s.c.dec.clean); err != nil {
 			return err
 		}
 		code, message := codeOf(fields)
@@ -27,7 +27,7 @@ func (c *Call) responseHeader(s *stream, fields []Field, end bool, b *batch) err
 		c.respond(s, fields, true, Outcome{Code: code, Message: message}, b)
 		return nil
 	}
-	status, length, err := checkResponse(fields)
+	status, length, err := checkResponse(fields, s.c.dec.clean)
 	if err != nil {
 		return err
 	}

@@ -29,9 +29,18 @@ func (v *Violation) Error() string { return v.Message }
 // pseudo-headers included. The engine calls it before a handler sees the call,
 // after the rules of RFC 9113.
 func CheckRequest(header []Field, edge bool) *Violation {
+	return checkRequest(header, edge, 0, false)
+}
+
+// checkRequest leaves out fields with a bit in clean, and with checked set what
+// checkPseudo has seen to.
+func checkRequest(header []Field, edge bool, clean uint64, checked bool) *Violation {
 	var method, path, content string
 	authorizations := 0
 	for i := range header {
+		if clean>>i&1 != 0 {
+			continue
+		}
 		f := &header[i]
 		switch f.Name {
 		case ":method":
@@ -53,14 +62,14 @@ func CheckRequest(header []Field, edge bool) *Violation {
 				return &Violation{Code: codes.InvalidArgument, Reason: "timeout", Message: "malformed grpc-timeout"}
 			}
 		default:
-			if hopByHop(f.Name) {
+			if !checked && hopByHop(f.Name) {
 				return &Violation{Code: codes.InvalidArgument, Reason: "hop_by_hop", Message: "header " + f.Name + " has no meaning in HTTP/2"}
 			}
 			if !edge && reservedSpelling(f.Name) {
 				return &Violation{Code: codes.InvalidArgument, Reason: "reserved", Message: "header " + f.Name + " is reserved"}
 			}
 		}
-		if !validName(f.Name) || !validValue(f.Value) {
+		if !checked && (!validName(f.Name) || !validValue(f.Value)) {
 			return &Violation{Code: codes.InvalidArgument, Reason: "characters", Message: "a header holds characters that it must not"}
 		}
 	}
@@ -252,12 +261,17 @@ func validValue(s string) bool {
 
 // checkPseudo applies the rules of RFC 9113 section 8.3 to a request and returns
 // its content-length, -1 without.
-func checkPseudo(fields []Field) (length int64, err error) {
+// Fields with a bit in clean are known to be in order.
+func checkPseudo(fields []Field, clean uint64) (length int64, err error) {
 	length = -1
 	var seen [4]bool
 	var authority, host string
 	regular := false
 	for i := range fields {
+		if clean>>i&1 != 0 {
+			regular = true
+			continue
+		}
 		f := &fields[i]
 		if f.Name == "" {
 			return -1, streamErr(codeProtocol, "field without a name")
@@ -318,9 +332,12 @@ func contentLength(s string, before int64) (int64, error) {
 }
 
 // checkResponse applies the rules to a response's header.
-func checkResponse(fields []Field) (status int, length int64, err error) {
+func checkResponse(fields []Field, clean uint64) (status int, length int64, err error) {
 	length = -1
 	for i := range fields {
+		if clean>>i&1 != 0 {
+			continue
+		}
 		f := &fields[i]
 		switch {
 		case f.Name == "":
@@ -350,8 +367,11 @@ func checkResponse(fields []Field) (status int, length int64, err error) {
 }
 
 // checkTrailers applies the rules to trailers of either direction.
-func checkTrailers(fields []Field) error {
+func checkTrailers(fields []Field, clean uint64) error {
 	for i := range fields {
+		if clean>>i&1 != 0 {
+			continue
+		}
 		f := &fields[i]
 		if f.Name == "" || f.Name[0] == ':' {
 			return streamErr(codeProtocol, "pseudo-header %q in trailers", f.Name)

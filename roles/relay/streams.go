@@ -67,8 +67,12 @@ func (c *Conn) start(s *stream, path, authority string, header []Field, end bool
 	s.sendWindow, s.recvWindow = c.peerInitial, int64(c.lim.StreamWindow)
 	c.streams[s.id] = s
 	c.enc.begin()
-	c.enc.field(":method", "POST", false)
-	c.enc.field(":scheme", c.scheme, false)
+	c.enc.index(3) // :method POST
+	if c.scheme == "https" {
+		c.enc.index(7)
+	} else {
+		c.enc.index(6)
+	}
 	c.enc.field(":path", path, false)
 	if authority != "" {
 		c.enc.field(":authority", authority, false)
@@ -231,7 +235,7 @@ func (c *Conn) newCall(id uint32, fields []Field, end, tooLarge bool, b *batch) 
 	in.c, in.call, in.id, in.recvEnd, in.length, in.recvWindow = c, call, id, end, -1, int64(c.lim.StreamWindow)
 	if !tooLarge {
 		var err error
-		if in.length, err = checkPseudo(fields); err == nil && end && in.length > 0 {
+		if in.length, err = checkPseudo(fields, c.dec.clean); err == nil && end && in.length > 0 {
 			err = streamErr(codeProtocol, "content-length is %d, and no bytes come", in.length)
 		}
 		if err != nil {
@@ -256,7 +260,7 @@ func (c *Conn) newCall(id uint32, fields []Field, end, tooLarge bool, b *batch) 
 		call.violate(&Violation{Code: codes.ResourceExhausted, Reason: "header_list", Message: fmt.Sprintf("the request's header is larger than %d bytes", c.lim.HeaderList)}, b)
 		return nil
 	}
-	v := CheckRequest(fields, c.edge)
+	v := checkRequest(fields, c.edge, c.dec.clean, true)
 	call.header = call.split(fields)
 	if v != nil {
 		call.violate(v, b)
