@@ -254,6 +254,7 @@ func (c *Call) requestTrailers(fields []Field, end bool, b *batch) error {
 	if c.done {
 		return nil
 	}
+	fields = append([]Field(nil), fields...)
 	c.bodyEnd, c.trailers = true, fields
 	if out := c.out; out != nil {
 		out.c.mu.Lock()

@@ -90,7 +90,7 @@ type Conn struct {
 	rbatch     batch
 	dec        *headerDecoder
 	block      headerBlock
-	scratch    []Field // of a response
+	scratch    []Field // of the block just decoded
 	recvWindow int64
 	rates      rates
 	gotFirst   bool // the peer's first SETTINGS

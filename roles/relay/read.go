@@ -328,30 +328,21 @@ func (c *Conn) growBlock(p []byte) error {
 // onBlock decodes a whole header block and finds out what it is for. Blocks for
 // streams that are gone are decoded too: the table must stay in step.
 func (c *Conn) onBlock(id uint32, block []byte, end bool, b *batch) error {
-	var into []Field
-	if c.client {
-		into = c.scratch[:0]
-	} else {
-		into = make([]Field, 0, 16)
-	}
-	fields, err := c.dec.decode(block, into)
-	if c.client {
-		c.scratch = fields
-	}
+	fields, err := c.dec.decode(block, c.scratch[:0])
+	c.scratch = fields
 	tooLarge := errors.Is(err, errHeaderList)
 	if err != nil && !tooLarge {
 		return connErr(codeCompression, "header block of stream %d: %v", id, err)
+	}
+	if !c.client && id > c.lastID { // which only this goroutine changes
+		return c.newCall(id, fields, end, tooLarge, b)
 	}
 	c.mu.Lock()
 	s := c.streams[id]
 	switch {
 	case s == nil && !c.client:
-		fresh, err := c.openable(id)
-		c.mu.Unlock()
-		if !fresh {
-			return err
-		}
-		return c.newCall(id, fields, end, tooLarge, b)
+		defer c.mu.Unlock()
+		return c.notNew(id)
 	case s == nil:
 		err = c.late(frame{kind: frameHeaders, id: id})
 		c.mu.Unlock()

@@ -201,51 +201,58 @@ func (c *Conn) remove(s *stream, how closedHow, b *batch) {
 	}
 }
 
-// openable says whether HEADERS with this id open a new stream. c.mu is held.
-func (c *Conn) openable(id uint32) (bool, error) {
-	switch {
+// notNew judges HEADERS on a stream that is not open and not new. c.mu is held.
+func (c *Conn) notNew(id uint32) error {
+	switch how := c.recent.find(id); {
 	case id%2 == 0:
-		return false, connErr(codeProtocol, "a client opened stream %d, which is even", id)
-	case id > c.lastID:
-		c.lastID = id
-		if c.finalSent && id > c.finalLast {
-			return false, nil // our GOAWAY told the peer that nobody looks at it
-		}
-		return true, nil
+		return connErr(codeProtocol, "a client opened stream %d, which is even", id)
+	case how == closedByUs:
+		return nil
+	case how == closedByPeer, how == closedByReset:
+		return connErr(codeStreamClosed, "HEADERS on stream %d, which is closed", id)
 	}
-	switch c.recent.find(id) {
-	case closedByUs:
-		return false, nil
-	case closedByPeer, closedByReset:
-		return false, connErr(codeStreamClosed, "HEADERS on stream %d, which is closed", id)
-	}
-	return false, connErr(codeProtocol, "stream %d was opened after stream %d", id, c.lastID)
+	return connErr(codeProtocol, "stream %d was opened after stream %d", id, c.lastID)
 }
 
 // newCall begins a call.
 func (c *Conn) newCall(id uint32, fields []Field, end, tooLarge bool, b *batch) error {
-	if int(c.lim.Streams) <= c.InFlight() {
+	if id%2 == 0 {
+		return connErr(codeProtocol, "a client opened stream %d, which is even", id)
+	}
+	length := int64(-1)
+	var broken error
+	if !tooLarge {
+		if length, broken = checkPseudo(fields, c.dec.clean); broken == nil && end && length > 0 {
+			broken = streamErr(codeProtocol, "content-length is %d, and no bytes come", length)
+		}
+	}
+	call := &Call{timeout: -1, started: time.Unix(0, c.lastRead.Load()), bodyEnd: end, serving: b}
+	in := &call.in
+	in.c, in.call, in.id, in.recvEnd, in.length, in.recvWindow = c, call, id, end, length, int64(c.lim.StreamWindow)
+	var v *Violation
+	if broken == nil && !tooLarge {
+		v = checkRequest(fields, c.edge, c.dec.clean, true)
+		call.split(fields)
+	}
+
+	c.mu.Lock()
+	c.lastID = id
+	switch {
+	case c.finalSent && id > c.finalLast:
+		c.mu.Unlock()
+		return nil // our GOAWAY told the peer that nobody looks at it
+	case c.why != nil:
+		c.mu.Unlock()
+		return streamErr(codeRefused, "the connection ends")
+	case len(c.streams) >= int(c.lim.Streams):
+		c.mu.Unlock()
 		if err := c.rates.count(c, CalmResets, c.lim.Resets); err != nil {
 			return err
 		}
 		return streamErr(codeRefused, "more than %d streams", c.lim.Streams)
-	}
-	call := &Call{timeout: -1, started: time.Unix(0, c.lastRead.Load()), bodyEnd: end}
-	in := &call.in
-	in.c, in.call, in.id, in.recvEnd, in.length, in.recvWindow = c, call, id, end, -1, int64(c.lim.StreamWindow)
-	if !tooLarge {
-		var err error
-		if in.length, err = checkPseudo(fields, c.dec.clean); err == nil && end && in.length > 0 {
-			err = streamErr(codeProtocol, "content-length is %d, and no bytes come", in.length)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	c.mu.Lock()
-	if c.why != nil {
+	case broken != nil:
 		c.mu.Unlock()
-		return streamErr(codeRefused, "the connection ends")
+		return broken
 	}
 	in.sendWindow = c.peerInitial
 	c.streams[id] = in
@@ -253,26 +260,25 @@ func (c *Conn) newCall(id uint32, fields []Field, end, tooLarge bool, b *batch) 
 	if len(c.streams) == 1 {
 		c.armPing()
 	}
+	if v == nil && !tooLarge && c.edge && call.timeout >= 0 {
+		in.deadline = call.started.Add(call.timeout + c.lim.DeadlineGrace).UnixNano()
+		c.timers.add(in, in.deadline)
+	}
 	c.mu.Unlock()
+
 	c.m.Calls.Add(1)
 	c.m.CallsOpen.Add(1)
-	if tooLarge {
-		call.violate(&Violation{Code: codes.ResourceExhausted, Reason: "header_list", Message: fmt.Sprintf("the request's header is larger than %d bytes", c.lim.HeaderList)}, b)
-		return nil
-	}
-	v := checkRequest(fields, c.edge, c.dec.clean, true)
-	call.header = call.split(fields)
-	if v != nil {
+	switch {
+	case tooLarge:
+		v = &Violation{Code: codes.ResourceExhausted, Reason: "header_list", Message: fmt.Sprintf("the request's header is larger than %d bytes", c.lim.HeaderList)}
+		fallthrough
+	case v != nil:
 		call.violate(v, b)
 		return nil
 	}
 	if c.edge {
 		call.header = StripReserved(call.header)
 	}
-	c.schedule(call)
-	call.mu.Lock()
-	call.serving = b
-	call.mu.Unlock()
 	c.handler.ServeCall(call)
 	call.mu.Lock()
 	call.serving = nil
@@ -284,33 +290,36 @@ func (c *Conn) newCall(id uint32, fields []Field, end, tooLarge bool, b *batch) 
 	return nil
 }
 
-// split takes the pseudo-headers out of a request's fields.
-func (c *Call) split(fields []Field) []Field {
+// split takes the pseudo-headers out of a request's fields, and keeps the rest:
+// the reader's list is used again.
+func (c *Call) split(fields []Field) {
+	n := 0
 	for i := range fields {
 		f := &fields[i]
-		if f.Name[0] == ':' {
-			switch f.Name {
-			case ":path":
-				c.path = f.Value
-			case ":authority":
-				c.authority = f.Value
-			}
-			continue
+		if f.Name[0] != ':' {
+			break
 		}
-		if f.Name == "grpc-timeout" {
-			if d, ok := parseTimeout(f.Value); ok {
-				c.timeout = d
-			}
-		}
-		if f.Name == "host" && c.authority == "" {
+		n++
+		switch f.Name {
+		case ":path":
+			c.path = f.Value
+		case ":authority":
 			c.authority = f.Value
 		}
 	}
-	n := 0
-	for n < len(fields) && fields[n].Name[0] == ':' {
-		n++
+	c.header = append(make([]Field, 0, len(fields)-n), fields[n:]...)
+	for i := range c.header {
+		switch f := &c.header[i]; f.Name {
+		case "grpc-timeout":
+			if d, ok := parseTimeout(f.Value); ok {
+				c.timeout = d
+			}
+		case "host":
+			if c.authority == "" {
+				c.authority = f.Value
+			}
+		}
 	}
-	return fields[n:]
 }
 
 // violate answers a request that broke a rule.
