@@ -122,6 +122,7 @@ type Conn struct {
 	maxStreamsSet bool
 	goAwayWhy     errCode
 	running       bool
+	greeted       bool   // our preface and SETTINGS are in the write buffer
 	draining      bool   // we asked the peer to stop, or will open nothing more
 	goneAway      bool   // the peer asked us to stop
 	finalLast     uint32 // server: what our last GOAWAY said
@@ -267,6 +268,7 @@ func (c *Conn) hello() {
 	if d := c.lim.ConnWindow - defaultWindow; d > 0 {
 		w.b = appendWindowUpdate(w.b, 0, d)
 	}
+	c.greeted = true
 	c.arm(c.lim.FirstFrame)
 	c.mu.Unlock()
 	b.run()

@@ -163,7 +163,7 @@ func (c *Conn) Drain() {
 		return
 	}
 	c.draining = true
-	if c.client || !c.running {
+	if c.client || !c.greeted {
 		c.finalSent = !c.client
 		c.maybeDrained()
 	} else {

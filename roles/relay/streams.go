@@ -12,7 +12,7 @@ import (
 
 // opening says whether the client end opens new streams. c.mu is held.
 func (c *Conn) opening() bool {
-	return c.client && !c.dead && !c.draining && !c.goneAway && c.why == nil && c.nextID < lastUsableID
+	return c.client && c.greeted && !c.dead && !c.draining && !c.goneAway && c.why == nil && c.nextID < lastUsableID
 }
 
 // lastUsableID leaves room at the end of the id space, so that a link can be
