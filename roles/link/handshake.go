@@ -48,7 +48,7 @@ func (p *Port) handshake(ctx context.Context, nc net.Conn, remote netip.AddrPort
 	if err := tc.HandshakeContext(ctx); err != nil {
 		if ctx.Err() == nil && hs.refusal != nil {
 			p.refusals.note(remote, hs.alpn, hs.refusal)
-		} else if ctx.Err() == nil {
+		} else if ctx.Err() == nil && !errors.Is(err, net.ErrClosed) { // else it was displaced, and that was said
 			p.refusals.note(remote, hs.alpn, explainHandshake(err))
 		}
 		linger(pc)

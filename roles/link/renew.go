@@ -3,11 +3,14 @@ package link
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 
 	"sallyport/acme/pki"
 	"sallyport/roles/control"
@@ -18,12 +21,20 @@ import (
 // the asker has just proven to hold.
 type renewService struct {
 	control.UnimplementedRenewServer
-	port *Port
-	peer Peer
+	port  *Port
+	peer  Peer
+	asked atomic.Int32
 }
+
+// whyMost bounds how often one connection may ask: a dialler asks once, and
+// each answer costs a verification.
+const whyMost = 8
 
 // Why says what the port thinks of the asker's certificate for a protocol.
 func (s *renewService) Why(_ context.Context, r *control.WhyRequest) (*control.WhyResponse, error) {
+	if s.asked.Add(1) > whyMost {
+		return nil, status.Error(codes.ResourceExhausted, "this connection has asked often enough")
+	}
 	peer := s.peer
 	if refusal := s.port.verdict(clip(r.GetAlpn(), 64), &peer); refusal != nil {
 		return &control.WhyResponse{Refusal: protoOf(refusal)}, nil
