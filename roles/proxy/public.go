@@ -107,7 +107,7 @@ func (l *public) connection(ctx context.Context, raw net.Conn) {
 	}
 	raw.SetDeadline(time.Time{})
 	p := l.proxy
-	conn := relay.NewServer(tc, &relay.Options{Limits: relay.EdgeLimits(), Metrics: p.frames, Log: p.log, Hop: p.hop(), Remote: "caller", Edge: true}, relay.HandlerFunc(p.serve))
+	conn := relay.NewServer(tc, &relay.Options{Limits: relay.EdgeLimits(), Metrics: p.frames, Log: p.log, Hop: p.hop(), Remote: "caller", Edge: true, Violated: p.violated}, relay.HandlerFunc(p.serve))
 	conn.SetPeer(newClient(link.RemoteOf(raw), state.PeerCertificates))
 	if !l.add(conn) {
 		return

@@ -24,6 +24,11 @@ type Options struct {
 	Hop     string       // who we are, as callers read it in errors: "edge", "core", "gateway orders-1"
 	Remote  string       // what is at the other end, as callers read it: "link to gateway orders-1", "upstream orders"
 	Edge    bool         // the peer is not one of our components: reserved headers and request trailers are dropped, deadlines enforced
+
+	// Violated, if set, hears of a request that broke the header rules and
+	// therefore reaches no handler, before it is answered. What it returns goes
+	// into the answer. It runs on the reader goroutine.
+	Violated func(*Call, *Violation) []Field
 }
 
 // Handler takes calls.
@@ -81,6 +86,7 @@ type Conn struct {
 	budget    *Budget
 	log       *slog.Logger
 	handler   Handler
+	violated  func(*Call, *Violation) []Field
 	peer      any
 	lingerFor time.Duration // how long the peer may take to read our last words
 
@@ -146,7 +152,7 @@ type Conn struct {
 // we dialled.
 func NewServer(nc net.Conn, o *Options, h Handler) *Conn {
 	c := newConn(nc, o)
-	c.handler, c.edge = h, o.Edge
+	c.handler, c.edge, c.violated = h, o.Edge, o.Violated
 	if o.Edge {
 		c.lim = o.Limits.or(EdgeLimits())
 	} else {

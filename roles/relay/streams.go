@@ -327,16 +327,20 @@ func (c *Call) violate(v *Violation, b *batch) {
 	m := c.in.c.m
 	m.Violations.Add(1)
 	o := Outcome{Code: v.Code, Message: v.Message, Reason: "violation"}
+	var extra []Field
+	if hear := c.in.c.violated; hear != nil {
+		extra = hear(c, v)
+	}
 	if v.HTTP == 0 {
-		c.reject(o, nil, b)
+		c.reject(o, extra, b)
 		return
 	}
 	c.mu.Lock()
 	c.done, c.answered = true, true
 	in := &c.in
 	in.c.mu.Lock()
-	in.c.sendTrailers(in, []Field{{Name: ":status", Value: itoa(v.HTTP)}, {Name: "content-type", Value: contentTypeGRPC},
-		{Name: "grpc-status", Value: itoa(int(v.Code))}, {Name: "grpc-message", Value: EncodeMessage(v.Message)}}, b)
+	in.c.sendTrailers(in, append([]Field{{Name: ":status", Value: itoa(v.HTTP)}, {Name: "content-type", Value: contentTypeGRPC},
+		{Name: "grpc-status", Value: itoa(int(v.Code))}, {Name: "grpc-message", Value: EncodeMessage(v.Message)}}, extra...), b)
 	in.c.mu.Unlock()
 	c.mu.Unlock()
 	o.OriginHop = true
