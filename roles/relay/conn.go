@@ -94,6 +94,7 @@ type Conn struct {
 	rb         *[]byte
 	rr, rw     int
 	rbatch     batch
+	reads      int // since the batch was last run
 	dec        *headerDecoder
 	block      headerBlock
 	scratch    []Field // of the block just decoded
@@ -236,7 +237,7 @@ func (c *Conn) Run(ctx context.Context) error {
 		}
 	}
 	if c.sock != nil {
-		c.sock.own()
+		c.sock.own(c.rbatch.run)
 	}
 	closing := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {

@@ -61,14 +61,23 @@ func (c *Conn) readLoop() error {
 	}
 }
 
+// maxReads is how often in a row a connection is read before what that gave
+// rise to is flushed, however much more there is: others wait for it.
+const maxReads = 64
+
 // fill reads more, flushing first unless a whole record waits.
 func (c *Conn) fill(b *batch) error {
+	if c.reads++; c.reads >= maxReads {
+		c.reads = 0
+		b.run()
+	}
 	if c.sock == nil || !c.sock.complete() {
 		if len(b.conns) > 0 || len(b.credits) > 0 {
 			runtime.Gosched()
 			if c.sock != nil && c.sock.fill(false) == nil && c.sock.complete() {
 				return c.read()
 			}
+			c.reads = 0
 			b.run()
 		}
 		if c.sock != nil && c.sock.buffered() == 0 {

@@ -32,6 +32,7 @@ type socket struct {
 	block  bool
 	rerr   error
 	readFn func(uintptr) bool
+	rest   func() // called before Read waits, once an engine owns the socket
 
 	mu       sync.Mutex // guards what follows
 	owned    bool       // an engine does the writing
@@ -113,6 +114,15 @@ func (s *socket) fill(block bool) error {
 	return s.rerr
 }
 
+// wait fills from within a Read. Who reads TLS cannot know that it will come to
+// that: a whole record may hold nothing for us, and then the next one is wanted.
+func (s *socket) wait() error {
+	if s.rest != nil {
+		s.rest()
+	}
+	return s.fill(true)
+}
+
 // complete says whether a Read can be served without waiting: a whole TLS
 // record, or any byte without TLS.
 func (s *socket) complete() bool {
@@ -136,7 +146,7 @@ func (s *socket) Read(p []byte) (int, error) {
 		return 0, nil
 	}
 	if s.r == s.w {
-		if err := s.fill(true); err != nil {
+		if err := s.wait(); err != nil {
 			return 0, err
 		}
 	}
@@ -150,7 +160,7 @@ func (s *socket) Read(p []byte) (int, error) {
 	if s.mode == 't' {
 		if s.left == 0 {
 			for s.w-s.r < recordHeaderLen {
-				if err := s.fill(true); err != nil {
+				if err := s.wait(); err != nil {
 					if err == io.EOF {
 						err = io.ErrUnexpectedEOF
 					}
@@ -170,8 +180,10 @@ func (s *socket) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// own makes writes non-blocking from now on.
-func (s *socket) own() {
+// own makes writes non-blocking from now on, and has rest called on the reading
+// goroutine before it waits.
+func (s *socket) own(rest func()) {
+	s.rest = rest
 	s.mu.Lock()
 	s.owned = true
 	s.mu.Unlock()
