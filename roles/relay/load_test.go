@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"io"
 	"net"
-	"sync"
 	"testing"
 	"time"
 
@@ -30,7 +29,6 @@ func encode(fields ...string) []byte {
 type bareConn struct {
 	nc     net.Conn
 	r      *bufio.Reader
-	mu     sync.Mutex
 	out    []byte
 	owed   int
 	frameP [frameHeaderLen]byte

@@ -73,10 +73,7 @@ func (c *Conn) fill(b *batch) error {
 	}
 	if c.sock == nil || !c.sock.complete() {
 		if len(b.conns) > 0 || len(b.credits) > 0 {
-			runtime.Gosched()
-			if c.sock != nil && c.sock.fill(false) == nil && c.sock.complete() {
-				return c.read()
-			}
+			runtime.Gosched() // others may have something for the same connections
 			c.reads = 0
 			b.run()
 		}
@@ -85,7 +82,7 @@ func (c *Conn) fill(b *batch) error {
 				readBuffers.Put(c.rb)
 				c.rb, c.rr, c.rw = nil, 0, 0
 			}
-			if err := c.sock.fill(true); err != nil {
+			if err := c.sock.fill(); err != nil {
 				return err
 			}
 		}

@@ -29,14 +29,12 @@ type socket struct {
 	r, w   int
 	mode   byte // 0 before the first byte, 't' TLS records, 'p' anything else
 	left   int  // bytes left of the record being handed out
-	block  bool
 	rerr   error
 	readFn func(uintptr) bool
 	rest   func() // called before Read waits, once an engine owns the socket
 
 	mu       sync.Mutex // guards what follows
 	owned    bool       // an engine does the writing
-	corked   bool
 	draining bool
 	out      *buffer // accepted and not yet written
 	now      []byte  // being written
@@ -85,7 +83,7 @@ func (s *socket) readReady(fd uintptr) bool {
 	case err == syscall.EAGAIN:
 		s.rerr = nil
 		s.release()
-		return !s.block
+		return false
 	case err != nil:
 		s.rerr = os.NewSyscallError("read", err)
 	case n == 0:
@@ -105,9 +103,8 @@ func (s *socket) release() {
 	}
 }
 
-// fill reads what there is, waiting for something if block is set.
-func (s *socket) fill(block bool) error {
-	s.block = block
+// fill reads what there is, and waits if that is nothing.
+func (s *socket) fill() error {
 	if err := s.raw.Read(s.readFn); err != nil {
 		return err
 	}
@@ -120,7 +117,7 @@ func (s *socket) wait() error {
 	if s.rest != nil {
 		s.rest()
 	}
-	return s.fill(true)
+	return s.fill()
 }
 
 // complete says whether a Read can be served without waiting: a whole TLS
@@ -199,7 +196,7 @@ func (s *socket) Write(p []byte) (int, error) {
 	if s.werr != nil {
 		return 0, s.werr
 	}
-	if s.corked || s.draining || s.out != nil {
+	if s.draining || s.out != nil {
 		s.keep(p)
 		return len(p), nil
 	}
@@ -252,33 +249,6 @@ func (s *socket) writeReady(fd uintptr) bool {
 		}
 	}
 	return true
-}
-
-// cork collects what is written until uncork.
-func (s *socket) cork() {
-	s.mu.Lock()
-	s.corked = true
-	s.mu.Unlock()
-}
-
-// uncork writes what was collected.
-func (s *socket) uncork() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.corked = false
-	if s.out == nil || s.draining || s.werr != nil {
-		return s.werr
-	}
-	rest, err := s.try(s.out.rest())
-	if err != nil {
-		return err
-	}
-	s.out.off = len(s.out.b) - len(rest)
-	if len(rest) == 0 {
-		putBuffer(s.out)
-		s.out = nil
-	}
-	return nil
 }
 
 // pending says whether the kernel has not taken everything.
