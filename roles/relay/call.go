@@ -212,8 +212,8 @@ func (c *Call) requestData(p []byte, end bool, b *batch) {
 	c.bodyEnd = c.bodyEnd || end
 	out := c.out
 	if out == nil || c.body != nil {
-		if out != nil && c.body.len()+len(p) > heldMax {
-			c.freeBody()
+		if out != nil && (c.body.len()+len(p) > heldMax || c.in.c.budget.used.Load() > c.in.c.budget.limit/2) {
+			c.freeBody() // the next hop has it; not to try again elsewhere is what it costs least to give up
 		} else if len(p) > 0 {
 			c.keep(p)
 		}

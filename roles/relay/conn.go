@@ -120,6 +120,7 @@ type Conn struct {
 	lastID        uint32    // server: the highest stream the peer opened
 	sendWindow    int64
 	queued        int64 // bytes in all streams' queues
+	headers       int64 // bytes of large request headers of open calls
 	progress      int64 // when bytes last left a queue
 	idleSince     int64
 	begun         int64

@@ -36,6 +36,9 @@ const maxWaiting = 1024
 // open1 gives s the next id and writes its HEADERS, or lets it wait for a place.
 // Both are one critical section: c.mu is held.
 func (c *Conn) open1(s *stream, path, authority string, header []Field, end bool, b *batch) bool {
+	if c.buffered() > c.lim.Backlog/4 {
+		return false // headers have no window: more of them would end in the connection's being given up
+	}
 	if len(c.streams) < int(c.peerMaxStream) && len(c.waiting) == 0 {
 		c.open.Add(1)
 		c.start(s, path, authority, header, end, b)
@@ -186,6 +189,10 @@ func (c *Conn) remove(s *stream, how closedHow, b *batch) {
 	}
 	s.gone = true
 	c.open.Add(-1)
+	if s.weight > 0 {
+		c.headers -= s.weight
+		c.budget.used.Add(-s.weight)
+	}
 	c.dropQueue(s)
 	c.timers.cancel(s)
 	if s.id != 0 {
@@ -257,6 +264,13 @@ func (c *Conn) newCall(id uint32, fields []Field, end, tooLarge bool, b *batch) 
 	in.sendWindow = c.peerInitial
 	c.streams[id] = in
 	c.open.Add(1)
+	if size := int64(len(call.path)+len(call.authority)) + headerSize(call.header); size > smallList && v == nil {
+		in.weight = size
+		c.headers += size
+		if used := c.budget.used.Add(size); c.headers > c.lim.ConnBuffer/4 || used > c.budget.limit {
+			v = &Violation{Code: codes.ResourceExhausted, Reason: "header_space", Message: c.hop + ": too many calls with large headers are open"}
+		}
+	}
 	if len(c.streams) == 1 {
 		c.armPing()
 	}
@@ -288,6 +302,19 @@ func (c *Conn) newCall(id uint32, fields []Field, end, tooLarge bool, b *batch) 
 		c.scheduleHalfOpen(call)
 	}
 	return nil
+}
+
+// smallList is a header list, in bytes, that is not worth counting. Larger ones
+// are: they stay as long as their call, and cost their sender next to nothing
+// once they are in the compression table.
+const smallList = 4 << 10
+
+// headerSize is the size of a header list, as SETTINGS_MAX_HEADER_LIST_SIZE counts.
+func headerSize(fields []Field) (n int64) {
+	for i := range fields {
+		n += int64(len(fields[i].Name) + len(fields[i].Value) + headerFieldOverhead)
+	}
+	return n
 }
 
 // split takes the pseudo-headers out of a request's fields, and keeps the rest:
