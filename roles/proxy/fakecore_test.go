@@ -51,6 +51,8 @@ type fakeCore struct {
 	acks     chan *control.SnapshotAck
 	calls    chan []relay.Field
 	stop     func()
+	stored   func() // the proxy has its identity on disk, and waits
+	began    uint64 // generations of its snapshots count from there; 0: by the clock
 }
 
 // echo answers with what it was sent.
@@ -215,6 +217,10 @@ func (c *fakeCore) join(address string) {
 			return nil, &pki.Refusal{Code: "failed", Cause: err.Error(), Remedy: "none"}
 		}
 		return &control.JoinGrant{Chain: issued.DER(), Bundle: c.authority.Bundle().Proto(), Name: "dmz1"}, nil
+	}, Stored: func(context.Context, link.JoinAttempt) {
+		if c.stored != nil {
+			c.stored()
+		}
 	}}
 	if err := registrar.Serve(c.t.Context(), conn); err != nil {
 		c.t.Fatal(err)
@@ -268,7 +274,12 @@ func (c *fakeCore) carry(call *relay.Call) {
 func (c *fakeCore) snapshot() *control.Snapshot {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return &control.Snapshot{Generation: &control.Generation{Epoch: 1, Generation: uint64(time.Now().UnixNano())}, Bundle: c.authority.Bundle().Proto(), Revocations: c.revoked,
+	number := uint64(time.Now().UnixNano())
+	if c.began > 0 {
+		c.began++
+		number = c.began
+	}
+	return &control.Snapshot{Generation: &control.Generation{Epoch: 1, Generation: number}, Bundle: c.authority.Bundle().Proto(), Revocations: c.revoked,
 		Part: &control.Snapshot_Proxy{Proxy: c.part}}
 }
 

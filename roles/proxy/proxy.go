@@ -100,6 +100,13 @@ func Run(ctx context.Context, s configs.Proxy, d Deps) error {
 		return err
 	}
 	defer p.db.Close()
+	if p.token.Load() != nil {
+		// What a former identity in this directory was told does not count, and
+		// is gone before there is a new one.
+		if err := p.db.ForgetSnapshot(); err != nil {
+			return err
+		}
+	}
 	if err := p.snapshots.Restore(); err != nil {
 		return err
 	}
