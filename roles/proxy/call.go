@@ -27,7 +27,10 @@ func (p *proxy) serve(c *relay.Call) {
 
 	record := &relay.CallRecord{Method: c.Path(), Source: from.name, RequestID: id}
 	p.metrics.Begin()
+	crowd := p.public.admission
+	room := crowd.begin(from.from)
 	c.OnDone(func(o relay.Outcome) {
+		crowd.end(from.from)
 		record.Code, record.Duration = o.Code, o.Duration
 		if o.OriginHop {
 			record.Message = o.Message
@@ -50,6 +53,10 @@ func (p *proxy) serve(c *relay.Call) {
 		c.Reject(r.code, r.message, idField)
 	}
 
+	if !room {
+		refuse(&refused{codes.ResourceExhausted, "too_many_calls", p.hop() + ": too many calls from this address are open"})
+		return
+	}
 	v := p.view.Load()
 	var who credentials
 	if v != nil {

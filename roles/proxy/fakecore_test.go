@@ -316,6 +316,7 @@ type running struct {
 	info  Info
 	ready chan error
 	stop  func() error
+	crowd *admission
 }
 
 // runProxy starts a proxy; it stops with the test at the latest.
@@ -333,12 +334,12 @@ func runProxy(t *testing.T, c *fakeCore, s configs.Proxy) *running {
 	if s.GRPCAddress == "" {
 		s.GRPCAddress, s.PublicAddress = "127.0.0.1:0", "127.0.0.1:0"
 	}
-	r := &running{t: t, core: c, ready: make(chan error, 1000)}
+	r := &running{t: t, core: c, ready: make(chan error, 1000), crowd: newAdmission()}
 	ctx, cancel := context.WithCancel(context.Background())
 	started := make(chan Info, 1)
 	done := make(chan error, 1)
 	go func() {
-		done <- Run(ctx, s, Deps{Log: logTo(t).With("at", "proxy"), Version: "test", Ready: func(err error) { r.ready <- err }, Started: func(i Info) { started <- i }})
+		done <- Run(ctx, s, Deps{Log: logTo(t).With("at", "proxy"), Version: "test", Ready: func(err error) { r.ready <- err }, Started: func(i Info) { started <- i }, admission: r.crowd})
 	}()
 	r.stop = sync.OnceValue(func() error { cancel(); return <-done })
 	t.Cleanup(func() {

@@ -54,6 +54,8 @@ type Deps struct {
 	Registry prometheus.Registerer // nil: metrics are kept and shown nowhere
 	Ready    func(err error)       // nil error: ready; called on every change
 	Started  func(Info)            // called once, when both ports are open
+
+	admission *admission // of tests that come in crowds; nil: the usual one
 }
 
 // Info says where a running proxy is.
