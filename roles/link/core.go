@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"sallyport/acme/pki"
 	"sallyport/roles/control"
 )
@@ -64,6 +66,20 @@ type CoreEnd struct {
 	mu      sync.Mutex
 	live    map[pki.ID]*Session
 	flaps   map[pki.ID]*flaps
+	issues  map[pki.ID]*rate.Limiter // of certificates that are not identities
+}
+
+// mayIssue counts a certificate that is asked for.
+func (e *CoreEnd) mayIssue(id pki.ID) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.issues == nil {
+		e.issues = map[pki.ID]*rate.Limiter{}
+	}
+	if e.issues[id] == nil {
+		e.issues[id] = rate.NewLimiter(rate.Every(issueEvery), issueBurst)
+	}
+	return e.issues[id].Allow()
 }
 
 // flaps counts how often sessions of one identity changed from one process to
