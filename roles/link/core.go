@@ -66,20 +66,31 @@ type CoreEnd struct {
 	mu      sync.Mutex
 	live    map[pki.ID]*Session
 	flaps   map[pki.ID]*flaps
-	issues  map[pki.ID]*rate.Limiter // of certificates that are not identities
+	issues  map[issueKey]*rate.Limiter
+}
+
+// issueKey tells renewals from other certificates: they are due as often as
+// lifetimes are short, and must not wait because of the others.
+type issueKey struct {
+	id      pki.ID
+	renewal bool
 }
 
 // mayIssue counts a certificate that is asked for.
-func (e *CoreEnd) mayIssue(id pki.ID) bool {
+func (e *CoreEnd) mayIssue(id pki.ID, renewal bool) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.issues == nil {
-		e.issues = map[pki.ID]*rate.Limiter{}
+		e.issues = map[issueKey]*rate.Limiter{}
 	}
-	if e.issues[id] == nil {
-		e.issues[id] = rate.NewLimiter(rate.Every(issueEvery), issueBurst)
+	key, every := issueKey{id, renewal}, issueEvery
+	if renewal {
+		every = renewEvery
 	}
-	return e.issues[id].Allow()
+	if e.issues[key] == nil {
+		e.issues[key] = rate.NewLimiter(rate.Every(every), issueBurst)
+	}
+	return e.issues[key].Allow()
 }
 
 // flaps counts how often sessions of one identity changed from one process to

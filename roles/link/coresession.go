@@ -67,6 +67,7 @@ const (
 	// Each certificate is a row that is kept. An identity has these, however
 	// often it connects.
 	issueEvery = time.Minute
+	renewEvery = 5 * time.Second // a lifetime may be a minute, and the first answer be lost
 	issueBurst = 10
 )
 
@@ -283,7 +284,7 @@ func (s *Session) certificate(q *control.CertificateRequest) {
 		return
 	}
 	busy := &pki.Refusal{Code: "too_many_requests", Cause: "this component asks for certificates too often", Remedy: "it tries again by itself; if it persists, look at its log"}
-	if !s.owner.mayIssue(s.Peer.ID) {
+	if !s.owner.mayIssue(s.Peer.ID, own) {
 		answer(nil, busy)
 		return
 	}
