@@ -9,7 +9,6 @@ import (
 	"sync/atomic"
 
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/descriptorpb"
 
 	"sallyport/acme/pki"
 	"sallyport/roles/control"
@@ -87,14 +86,18 @@ func readAnnouncement(in *control.Announcement) (*announcement, []string) {
 		}
 		break
 	}
-	total := 0
+	total, parts := 0, link.MaxDescriptorParts
 	for _, body := range in.GetDescriptors() {
-		var file descriptorpb.FileDescriptorProto
 		if total += len(body); total > maxAnnouncedFiles || len(a.descriptors) >= maxFiles {
 			left = append(left, "descriptors beyond 8 MiB or 5000 files")
 			break
 		}
-		if err := proto.Unmarshal(body, &file); err != nil || file.GetName() == "" {
+		file, err := link.ReadDescriptor(body, &parts)
+		if parts < 0 {
+			left = append(left, "descriptors: "+err.Error())
+			break
+		}
+		if err != nil || file.GetName() == "" {
 			left = append(left, "a descriptor that cannot be read")
 			continue
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"strings"
 	"testing"
 	"unicode"
@@ -53,6 +54,23 @@ func TestAnnouncementsAreBounded(t *testing.T) {
 	}
 	if len(a.services) != store.MaxServices || total > maxAnnouncedFiles || len(a.upstreams) != maxUpstreams || len(left) != 3 {
 		t.Errorf("took %d services, %d bytes of descriptors, %d upstreams, left out %q", len(a.services), total, len(a.upstreams), left)
+	}
+}
+
+// TestDescriptorBombsAreLeftOut: a few bytes that would become much memory, in
+// core and in every proxy.
+func TestDescriptorBombsAreLeftOut(t *testing.T) {
+	bomb := append(file("bomb.proto", "x"), bytes.Repeat([]byte{0x22, 0}, 2<<20)...)
+	before := new(runtime.MemStats)
+	runtime.ReadMemStats(before)
+	a, left := readAnnouncement(&control.Announcement{Descriptors: [][]byte{file("good.proto", "x"), bomb}})
+	after := new(runtime.MemStats)
+	runtime.ReadMemStats(after)
+	if len(a.descriptors) != 1 || a.descriptors[0].name != "good.proto" || len(left) != 1 {
+		t.Errorf("took %d, left out %q", len(a.descriptors), left)
+	}
+	if n := after.TotalAlloc - before.TotalAlloc; n > 32<<20 {
+		t.Errorf("it took %d MiB to find out", n>>20)
 	}
 }
 

@@ -16,10 +16,7 @@ const sessionWait = 3 * time.Second
 
 // serveJoin lets a gateway join.
 func (c *core) serveJoin(ctx context.Context, conn *link.Conn) {
-	err := c.registrar.Serve(ctx, conn)
-	if _, refused := pki.AsRefusal(err); err != nil && !refused && ctx.Err() == nil { // refusals are logged by link
-		c.log.Warn("joining was interrupted", "address", conn.Peer.Remote, "cause", err)
-	}
+	_ = c.registrar.Serve(ctx, conn) // which logs why it failed
 }
 
 // serveControl runs core's end of a gateway's control session.

@@ -17,6 +17,8 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/descriptorpb"
+
+	"sallyport/roles/link"
 )
 
 // What one upstream may make the gateway hold.
@@ -98,7 +100,7 @@ func discoverBy(ctx context.Context, open func(context.Context, grpc.ClientConnI
 	if len(names) > maxServices {
 		return nil, fmt.Errorf("reflection names %d services, more than the %d a gateway announces for one upstream: list the ones that are meant", len(names), maxServices)
 	}
-	files := fileSet{ask: ask, byName: make(map[string]*descriptorpb.FileDescriptorProto), methods: make(map[string][]string)}
+	files := fileSet{ask: ask, parts: link.MaxDescriptorParts, byName: make(map[string]*descriptorpb.FileDescriptorProto), methods: make(map[string][]string)}
 	o := &offer{}
 	for _, name := range names {
 		if err := files.add(name); err != nil {
@@ -139,6 +141,7 @@ type fileSet struct {
 	order   []*descriptorpb.FileDescriptorProto
 	methods map[string][]string // by service
 	bytes   int
+	parts   int // that may still come
 	count   int // methods
 }
 
@@ -181,8 +184,8 @@ func (f *fileSet) fetch(r *reflectionpb.ServerReflectionRequest) error {
 		return status.Error(codes.Code(e.GetErrorCode()), e.GetErrorMessage())
 	}
 	for _, raw := range answer.GetFileDescriptorResponse().GetFileDescriptorProto() {
-		file := new(descriptorpb.FileDescriptorProto)
-		if err := proto.Unmarshal(raw, file); err != nil {
+		file, err := link.ReadDescriptor(raw, &f.parts)
+		if err != nil {
 			return fmt.Errorf("unreadable: %w", err)
 		}
 		if err := f.keep(file, len(raw)); err != nil {

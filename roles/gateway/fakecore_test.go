@@ -41,6 +41,7 @@ type fakeCore struct {
 	acks      chan *control.SnapshotAck
 	retries   chan error
 	stop      func()
+	stored    func() // the gateway has its identity on disk, and waits
 }
 
 func newFakeCore(t *testing.T) *fakeCore {
@@ -88,6 +89,10 @@ func (c *fakeCore) start() {
 			return nil, &pki.Refusal{Code: "failed", Cause: err.Error(), Remedy: "none"}
 		}
 		return &control.JoinGrant{Chain: issued.DER(), Bundle: c.authority.Bundle().Proto(), Name: "attic", CoreAddress: c.address}, nil
+	}, Stored: func(context.Context, link.JoinAttempt) {
+		if c.stored != nil {
+			c.stored()
+		}
 	}}
 	port := &link.Port{Self: c.self, Log: log, Expect: pki.RoleGateway, Handlers: map[string]link.Handler{
 		link.ALPNJoin:    func(ctx context.Context, conn *link.Conn) { _ = registrar.Serve(ctx, conn) },

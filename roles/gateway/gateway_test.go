@@ -2,6 +2,8 @@ package gateway
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -299,6 +301,41 @@ func TestDrainTimeEnds(t *testing.T) {
 	if _, err := chat.Recv(); status.Code(err) != codes.Unavailable {
 		t.Errorf("%v, want Unavailable", err)
 	}
+}
+
+// TestKilledRightAfterJoining: the identity is on disk and nothing has happened
+// since. A gateway that had another identity in this directory before, of
+// another core, starts with the new one as it stands.
+func TestKilledRightAfterJoining(t *testing.T) {
+	former := newFakeCore(t)
+	former.part = demoPart()
+	dir, killed := t.TempDir(), filepath.Join(t.TempDir(), "killed")
+	g := runGateway(t, configs.Gateway{DataDir: dir, Join: former.token(), Demo: true})
+	g.until(true)
+	if err := g.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, "gateway")); err != nil {
+		t.Fatal(err)
+	}
+
+	core := newFakeCore(t)
+	core.part = demoPart()
+	core.stored = func() {
+		if err := os.CopyFS(killed, os.DirFS(dir)); err != nil {
+			t.Error(err)
+		}
+	}
+	g = runGateway(t, configs.Gateway{DataDir: dir, Join: core.token(), Demo: true})
+	g.until(true)
+	if err := g.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Join(killed, "gateway", "identity.pem"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	again := runGateway(t, configs.Gateway{DataDir: killed, Demo: true})
+	again.until(true)
 }
 
 func TestWrongTokens(t *testing.T) {

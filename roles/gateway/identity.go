@@ -22,6 +22,15 @@ func (g *gateway) join(ctx context.Context, token pki.Token) error {
 	if address == "" {
 		return fmt.Errorf("the join token names no address of core: start with --core HOST:PORT, or set --advertise on core and add the gateway again")
 	}
+	// What has to hold for who starts with the identity that Join stores is on
+	// disk before it, since the process may be killed right after: what a former
+	// identity in this directory was told does not count, and core is there.
+	if err := g.db.ForgetSnapshot(); err != nil {
+		return err
+	}
+	if err := g.db.Put(keyCore, []byte(address)); err != nil {
+		return err
+	}
 	dialler := &link.Dialler{Self: g.self, Token: &token, Log: g.log, Connect: connect}
 	newcomer := &link.Newcomer{Token: token, Role: pki.RoleGateway, Dir: g.dir(), Version: g.deps.Version}
 	ctx, done := context.WithCancel(ctx)
@@ -48,15 +57,14 @@ func (g *gateway) join(ctx context.Context, token pki.Token) error {
 	case grant == nil:
 		return ctx.Err()
 	}
-	// What a former identity in this directory was told does not count.
-	if err := g.db.ForgetSnapshot(); err != nil {
-		return err
-	}
-	if err := g.db.Put(keyCore, []byte(grant.CoreAddress)); err != nil {
-		return err
+	if grant.CoreAddress != "" {
+		address = grant.CoreAddress
+		if err := g.db.Put(keyCore, []byte(address)); err != nil {
+			return err
+		}
 	}
 	g.self.Set(grant.Credentials, grant.Bundle)
-	g.log.Info("joined", "identity", grant.Credentials.ID.String(), "core", grant.CoreAddress)
+	g.log.Info("joined", "identity", grant.Credentials.ID.String(), "core", address)
 	return nil
 }
 

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"sallyport/acme/pki"
 	"sallyport/roles/control"
 )
@@ -68,6 +70,31 @@ type CoreEnd struct {
 	mu      sync.Mutex
 	live    map[pki.ID]*Session
 	flaps   map[pki.ID]*flaps
+	issues  map[issueKey]*rate.Limiter
+}
+
+// issueKey tells renewals from other certificates: they are due as often as
+// lifetimes are short, and must not wait because of the others.
+type issueKey struct {
+	id      pki.ID
+	renewal bool
+}
+
+// mayIssue counts a certificate that is asked for.
+func (e *CoreEnd) mayIssue(id pki.ID, renewal bool) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.issues == nil {
+		e.issues = map[issueKey]*rate.Limiter{}
+	}
+	key, every := issueKey{id, renewal}, issueEvery
+	if renewal {
+		every = renewEvery
+	}
+	if e.issues[key] == nil {
+		e.issues[key] = rate.NewLimiter(rate.Every(every), issueBurst)
+	}
+	return e.issues[key].Allow()
 }
 
 // flaps counts how often sessions of one identity changed from one process to

@@ -29,13 +29,14 @@ type Session struct {
 	mu       sync.Mutex
 	state    SessionState
 	snapshot *control.Snapshot // newest not yet sent
+	newest   generation        // of the snapshots given to Send
 	frames   []*control.Frame  // replies and responses not yet sent
 	clock    clockWatch
 
-	issuing chan struct{}
-	frameRt *rate.Limiter
-	byteRt  *rate.Limiter
-	issueRt *rate.Limiter
+	issuing  chan struct{}
+	frameRt  *rate.Limiter
+	reportRt *rate.Limiter
+	byteRt   *rate.Limiter
 }
 
 // SessionState is what the last frames of a session said.
@@ -57,15 +58,26 @@ const (
 	bytesBurst      = 2 * maxMessage
 	denialsPerFrame = 4096
 	maxReplies      = 64
+
+	// Announcements and denial reports make core write to its disk and tell
+	// others.
+	reportsPerSecond = 4
+	reportsBurst     = 40
+
+	// Each certificate is a row that is kept. An identity has these, however
+	// often it connects.
+	issueEvery = time.Minute
+	renewEvery = 5 * time.Second // a lifetime may be a minute, and the first answer be lost
+	issueBurst = 10
 )
 
 func newSession(ctx context.Context, e *CoreEnd, conn *Conn) *Session {
 	return &Session{
 		Peer: conn.Peer, Started: time.Now(), owner: e, sessionConn: newSessionConn(ctx, conn),
-		issuing: make(chan struct{}, 2),
-		frameRt: rate.NewLimiter(framesPerSecond, framesBurst),
-		byteRt:  rate.NewLimiter(bytesPerSecond, bytesBurst),
-		issueRt: rate.NewLimiter(1, 10),
+		issuing:  make(chan struct{}, 2),
+		frameRt:  rate.NewLimiter(framesPerSecond, framesBurst),
+		reportRt: rate.NewLimiter(reportsPerSecond, reportsBurst),
+		byteRt:   rate.NewLimiter(bytesPerSecond, bytesBurst),
 	}
 }
 
@@ -144,6 +156,11 @@ func (s *Session) reader() error {
 		}
 		if err := s.byteRt.WaitN(s.ctx, min(proto.Size(f), bytesBurst)); err != nil {
 			return context.Cause(s.ctx)
+		}
+		if f.GetAnnouncement() != nil || f.GetDenials() != nil {
+			if err := s.reportRt.Wait(s.ctx); err != nil {
+				return context.Cause(s.ctx)
+			}
 		}
 		if r := s.frame(f); r != nil {
 			s.Close(r)
@@ -285,7 +302,7 @@ func (s *Session) certificate(q *control.CertificateRequest) {
 		return
 	}
 	busy := &pki.Refusal{Code: "too_many_requests", Cause: "this component asks for certificates too often", Remedy: "it tries again by itself; if it persists, look at its log"}
-	if !s.issueRt.Allow() {
+	if !s.owner.mayIssue(s.Peer.ID, own) {
 		answer(nil, busy)
 		return
 	}
@@ -341,16 +358,21 @@ func (s *Session) sendQueued() error {
 	}
 }
 
-// Send queues a snapshot; one that is still waiting is replaced. The caller
-// does not change it afterwards. One that no frame can carry is an error, and
-// the component keeps the former.
+// Send queues a snapshot; one that is still waiting is replaced by a newer one,
+// and one that comes after a newer one is left out, so that callers need not
+// agree about their order. The caller does not change it afterwards. One that
+// no frame can carry is an error, and the component keeps the former.
 func (s *Session) Send(snapshot *control.Snapshot) error {
 	if err := sendable(snapshot); err != nil {
 		return fmt.Errorf("snapshot for %s %s: %w: shorten the policy or announce fewer descriptors", s.Peer.ID.Role, s.Peer.ID.Name, err)
 	}
+	g := generationOf(snapshot.GetGeneration())
 	s.mu.Lock()
-	s.snapshot = snapshot
-	s.mu.Unlock()
+	defer s.mu.Unlock()
+	if s.newest.after(g) {
+		return nil
+	}
+	s.newest, s.snapshot = g, snapshot
 	s.kick()
 	return nil
 }

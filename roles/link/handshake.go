@@ -41,7 +41,7 @@ func (p *Port) handshake(ctx context.Context, nc net.Conn, remote netip.AddrPort
 	if err := tc.HandshakeContext(ctx); err != nil {
 		if ctx.Err() == nil && hs.refusal != nil {
 			p.refusals.note(remote, hs.alpn, hs.refusal)
-		} else if ctx.Err() == nil {
+		} else if ctx.Err() == nil && !errors.Is(err, net.ErrClosed) { // else it was displaced, and that was said
 			p.refusals.note(remote, hs.alpn, explainHandshake(err))
 		}
 		linger(pc)
@@ -188,6 +188,11 @@ func (h *portHandshake) finish(tc *tls.Conn, remote netip.AddrPort) (*Conn, *pki
 		return conn, nil
 	case ALPNJoin, ALPNRenew:
 		conn.Peer.BootstrapKey, _ = pki.BootstrapPublicKey(cs.PeerCertificates)
+		if h.alpn == ALPNJoin && h.port.Expect == pki.RoleCore {
+			// A proxy waits for one core, and knows it by its token. Nobody else
+			// gets as far as the RPC; the core of another token asks Why.
+			return conn, h.port.verdict(h.alpn, &conn.Peer)
+		}
 		return conn, nil
 	}
 	if r := h.port.verdict(h.alpn, &conn.Peer); r != nil {

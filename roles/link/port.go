@@ -8,9 +8,11 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
 	"sallyport/acme/pki"
@@ -65,15 +67,25 @@ type Port struct {
 
 	// HandshakeTimeout bounds everything before a handler (10 s), Handshakes
 	// how many of them run at a time (64, half of them for one source address).
+	// One more takes the place of the oldest, of the source that has most: who
+	// means to speak is done long before that.
 	HandshakeTimeout time.Duration
 	Handshakes       int
 
 	once       sync.Once
 	refusals   *refusalLog
-	handshakes chan struct{}
-	mu         sync.Mutex
-	bySource   map[netip.Prefix]int // handshakes running, per source
-	open       map[string]int       // accepted connections, per kind and per kind and peer
+	mu         sync.Mutex               // guards what follows
+	unfinished []*unfinished            // handshakes running, the oldest first
+	bySource   map[netip.Prefix]int     // how many of them, per source
+	open       map[string]int           // accepted connections, per kind and per kind and peer
+	rates      map[string]*rate.Limiter // of new ones, per kind and identity or token
+}
+
+// unfinished is a connection whose handshake is running.
+type unfinished struct {
+	nc     net.Conn
+	remote netip.AddrPort
+	source netip.Prefix
 }
 
 const (
@@ -83,10 +95,18 @@ const (
 
 	// Accepted connections at a time. Of those that prove no identity (renew,
 	// h2, and join with a key that no token made): per protocol, and for one
-	// source address. Of the others: per protocol for one identity or token.
+	// source address. Of the others: per protocol for one identity or token;
+	// of control sessions, each of which may be about to send its largest
+	// message, there is one, and a few more while it is being replaced.
 	maxStrangers  = 64
 	maxFromSource = 16
 	maxOfIdentity = 64
+	maxSessions   = 8
+
+	// New connections of one identity or token, per protocol: who reconnects
+	// without end costs core work and lines in its log.
+	opensPerSecond = 2
+	opensBurst     = 100
 )
 
 func (p *Port) init() {
@@ -101,9 +121,9 @@ func (p *Port) init() {
 			p.Handshakes = defaultHandshakes
 		}
 		p.refusals = newRefusalLog(p.Log)
-		p.handshakes = make(chan struct{}, p.Handshakes)
 		p.bySource = make(map[netip.Prefix]int)
 		p.open = make(map[string]int)
+		p.rates = make(map[string]*rate.Limiter)
 	})
 }
 
@@ -143,55 +163,78 @@ func (p *Port) Serve(ctx context.Context, l net.Listener) error {
 		}
 		pause = 5 * time.Millisecond
 		remote := remoteOf(nc)
-		source := sourcePrefix(remote.Addr())
 		if p.Admit != nil && !p.Admit(remote) {
 			p.refusals.note(remote, "", &pki.Refusal{Code: "address_not_a_peer", Cause: "a connection from an address that is no peer of this port",
 				Remedy: "if a component lives there, add the address to its --ip (gateway) or --core-ip (proxy)"})
 			nc.Close()
 			continue
 		}
-		if !p.begin(source) {
-			p.refusals.note(remote, "", &pki.Refusal{Code: "too_many_handshakes", Cause: "too many unfinished connections from one address",
-				Remedy: "if a component lives there, it dials too often: read its log; if not, keep the address out with the firewall"})
+		hs, displaced := p.begin(nc, remote)
+		if displaced != nil {
+			p.tooMany(displaced.remote)
+			displaced.nc.Close()
+		}
+		if hs == nil {
+			p.tooMany(remote)
 			nc.Close()
 			continue
 		}
-		select {
-		case p.handshakes <- struct{}{}:
-		case <-ctx.Done():
-			p.end(source)
-			nc.Close()
-			return nil
+		running.Go(func() { p.connection(ctx, hs) })
+	}
+}
+
+func (p *Port) tooMany(remote netip.AddrPort) {
+	p.refusals.note(remote, "", &pki.Refusal{Code: "too_many_handshakes", Cause: "too many unfinished connections from one address",
+		Remedy: "if a component lives there, it dials too often: read its log; if not, keep the address out with the firewall"})
+}
+
+// begin takes a connection among the unfinished ones, if its source has not
+// too many of them, in the place of another if all together are too many.
+func (p *Port) begin(nc net.Conn, remote netip.AddrPort) (hs, displaced *unfinished) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	hs = &unfinished{nc, remote, sourcePrefix(remote.Addr())}
+	if p.bySource[hs.source] >= max(p.Handshakes/2, 1) {
+		return nil, nil
+	}
+	if len(p.unfinished) >= p.Handshakes {
+		for _, u := range p.unfinished {
+			if displaced == nil || p.bySource[u.source] > p.bySource[displaced.source] {
+				displaced = u
+			}
 		}
-		running.Go(func() { p.connection(ctx, nc, remote) })
+		p.endLocked(displaced)
 	}
+	p.unfinished = append(p.unfinished, hs)
+	p.bySource[hs.source]++
+	return hs, displaced
 }
 
-func (p *Port) begin(source netip.Prefix) bool {
+// end is called when a handshake is over.
+func (p *Port) end(hs *unfinished) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.bySource[source] >= max(p.Handshakes/2, 1) {
-		return false
-	}
-	p.bySource[source]++
-	return true
+	p.endLocked(hs)
 }
 
-func (p *Port) end(source netip.Prefix) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.bySource[source]--; p.bySource[source] <= 0 {
-		delete(p.bySource, source)
+func (p *Port) endLocked(hs *unfinished) {
+	i := slices.Index(p.unfinished, hs)
+	if i < 0 {
+		return // it was displaced
+	}
+	p.unfinished = slices.Delete(p.unfinished, i, i+1)
+	if p.bySource[hs.source]--; p.bySource[hs.source] <= 0 {
+		delete(p.bySource, hs.source)
 	}
 }
 
 // connection is one accepted connection, from its first byte to its end.
-func (p *Port) connection(ctx context.Context, nc net.Conn, remote netip.AddrPort) {
+func (p *Port) connection(ctx context.Context, hs *unfinished) {
+	nc := hs.nc
 	defer nc.Close()
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
-	conn, err := p.handshake(ctx, nc, remote)
-	<-p.handshakes
-	p.end(sourcePrefix(remote.Addr()))
+	conn, err := p.handshake(ctx, nc, hs.remote)
+	p.end(hs)
 	if !stop() || err != nil {
 		return
 	}
@@ -226,6 +269,8 @@ func (p *Port) dispatch(ctx context.Context, conn *Conn) {
 func (p *Port) reserve(conn *Conn) (release func(), r *pki.Refusal) {
 	who, most, all := conn.Peer.ID.String(), maxOfIdentity, 0
 	switch conn.ALPN {
+	case ALPNControl:
+		most = maxSessions
 	case ALPNJoin:
 		peer := conn.Peer
 		if p.verdict(ALPNJoin, &peer) == nil && peer.BootstrapKey != nil {
@@ -244,6 +289,10 @@ func (p *Port) reserve(conn *Conn) (release func(), r *pki.Refusal) {
 		return nil, &pki.Refusal{Code: "too_many_connections", Cause: "too many connections of this kind are open",
 			Remedy: "a component tries again by itself; if it persists, look for a second process with its identity, or keep strangers out with the firewall"}
 	}
+	if all == 0 && !p.mayOpen(who) {
+		return nil, &pki.Refusal{Code: "too_many_connections", Cause: "it connects too often",
+			Remedy: "a component tries again by itself; if it persists, read its log, and look for a second process with its identity"}
+	}
 	p.open[who]++
 	if all > 0 {
 		p.open[kind]++
@@ -258,6 +307,17 @@ func (p *Port) reserve(conn *Conn) (release func(), r *pki.Refusal) {
 			p.open[kind]--
 		}
 	}, nil
+}
+
+// mayOpen counts a new connection of who, an identity or token that is known,
+// so that there are no more counters than those.
+func (p *Port) mayOpen(who string) bool {
+	r := p.rates[who]
+	if r == nil {
+		r = rate.NewLimiter(opensPerSecond, opensBurst)
+		p.rates[who] = r
+	}
+	return r.Allow()
 }
 
 // state is what this handshake proves and believes, and the join token if the

@@ -140,6 +140,125 @@ func TestHandshakeLimits(t *testing.T) {
 	}
 }
 
+// TestSilenceIsDisplaced: strangers from several addresses who connect and say
+// nothing do not keep a component out, nor make it wait for their end.
+func TestSilenceIsDisplaced(t *testing.T) {
+	c := newCA(t)
+	var log logged
+	p := corePort(c, &log)
+	p.HandshakeTimeout, p.Handshakes = time.Minute, 8
+	addr := listen(t, p)
+	var silent []net.Conn
+	for i := range 12 {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(i/3+1))}}
+		nc, err := d.Dial("tcp", addr)
+		if err != nil {
+			t.Skipf("this host has one loopback address: %v", err)
+		}
+		defer nc.Close()
+		silent = append(silent, nc)
+	}
+	began := time.Now()
+	for range 3 {
+		if _, err := gatewayDial(t, c.self(pki.RoleGateway, "one"), addr, ALPNControl); err != nil {
+			t.Fatalf("strangers keep a component out: %v", err)
+		}
+	}
+	if d := time.Since(began); d > 5*time.Second {
+		t.Fatalf("the component waited %v", d)
+	}
+	log.awaits(t, "refused a connection", "code=too_many_handshakes", "remedy=")
+	open := 0
+	for _, nc := range silent {
+		nc.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		if _, err := nc.Read(make([]byte, 1)); err != nil && strings.Contains(err.Error(), "timeout") {
+			open++
+		}
+	}
+	if open == 0 || open > p.Handshakes {
+		t.Fatalf("%d silent connections are open, %d may be", open, p.Handshakes)
+	}
+}
+
+// TestReconnectingIsBounded: a component that connects again and again is held
+// up, others are not.
+func TestReconnectingIsBounded(t *testing.T) {
+	c := newCA(t)
+	var log logged
+	p := corePort(c, &log)
+	opened := 0
+	for range 2 * opensBurst {
+		release, r := reserveOne(p, ALPNRelay, c.id(pki.RoleGateway, "one"), "10.0.0.1:1")
+		if r == nil {
+			release()
+			opened++
+		}
+	}
+	if opened < opensBurst || opened > opensBurst+opensBurst/2 {
+		t.Fatalf("%d connections were accepted", opened)
+	}
+	if _, r := reserveOne(p, ALPNRelay, c.id(pki.RoleGateway, "two"), "10.0.0.1:1"); r != nil {
+		t.Fatal("one identity keeps another out")
+	}
+	sessions := 0
+	for range 2 * maxSessions {
+		if _, r := reserveOne(p, ALPNControl, c.id(pki.RoleGateway, "one"), "10.0.0.1:1"); r == nil {
+			sessions++
+		}
+	}
+	if sessions != maxSessions {
+		t.Fatalf("%d control connections at a time", sessions)
+	}
+}
+
+// TestWhyIsAskedOnce: verdicts cost a verification, so a connection gets a few.
+func TestWhyIsAskedOnce(t *testing.T) {
+	c := newCA(t)
+	var log logged
+	conn, err := gatewayDial(t, c.self(pki.RoleGateway, "one"), listen(t, corePort(c, &log)), ALPNRenew)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cc, err := ClientOver(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cc.Close()
+	for i := range 2 * whyMost {
+		_, err := control.NewRenewClient(cc).Why(testContext(t), &control.WhyRequest{Alpn: ALPNControl})
+		if want := i >= whyMost; (err != nil) != want {
+			t.Fatalf("question %d: %v", i+1, err)
+		}
+	}
+}
+
+// TestStrangersWhoLeave: anybody can connect to join and leave. That does not
+// fill the log.
+func TestStrangersWhoLeave(t *testing.T) {
+	c := newCA(t)
+	var log logged
+	addr := listen(t, corePort(c, &log))
+	token := newCA(t).token(pki.RoleGateway, "stranger", time.Now().Add(time.Hour))
+	pair, err := token.BootstrapCertificate(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		tc, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{ALPNJoin}, Certificates: []tls.Certificate{pair}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tc.Read(make([]byte, 2)); err != nil {
+			t.Fatal(err)
+		}
+		tc.Close()
+	}
+	log.awaits(t, "refused a connection", "code=join_interrupted", "remedy=")
+	if n := strings.Count(log.text(), "join_interrupted"); n > 2 {
+		t.Fatalf("%d lines:\n%s", n, log.text())
+	}
+}
+
 func TestConnectionLimits(t *testing.T) {
 	c := newCA(t)
 	var log logged

@@ -49,8 +49,8 @@ type Registrar struct {
 	// never come.
 	Recovered func(ctx context.Context, a RenewAttempt)
 
-	// Log has the refusals of newcomers that dialled; when core dialled, they
-	// are the error of Serve.
+	// Log has why newcomers that dialled did not join, bounded per source; when
+	// core dialled, that is the error of Serve alone.
 	Log *slog.Logger
 
 	once     sync.Once
@@ -65,7 +65,12 @@ func (r *Registrar) Serve(ctx context.Context, conn *Conn) error {
 		defer stop()
 		return r.join(ctx, st, conn)
 	})
-	if refusal, ok := pki.AsRefusal(err); ok && !conn.Dialled {
+	if err != nil && !conn.Dialled && ctx.Err() == nil {
+		refusal, ok := pki.AsRefusal(err)
+		if !ok { // anybody can connect and leave
+			refusal = &pki.Refusal{Code: "join_interrupted", Cause: "joining was interrupted: " + err.Error(),
+				Remedy: "a newcomer tries again by itself; else it was a stranger"}
+		}
 		r.refusalLog().note(conn.Peer.Remote, conn.ALPN, refusal)
 	}
 	return err

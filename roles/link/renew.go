@@ -24,10 +24,18 @@ type renewService struct {
 	port  *Port
 	conn  *Conn
 	began atomic.Bool // its one Recover
+	asked atomic.Int32
 }
+
+// whyMost bounds how often one connection may ask: a dialler asks once, and
+// each answer costs a verification.
+const whyMost = 8
 
 // Why says what the port thinks of the asker's certificate for a protocol.
 func (s *renewService) Why(_ context.Context, r *control.WhyRequest) (*control.WhyResponse, error) {
+	if s.asked.Add(1) > whyMost {
+		return nil, status.Error(codes.ResourceExhausted, "this connection has asked often enough")
+	}
 	peer := s.conn.Peer
 	if refusal := s.port.verdict(clip(r.GetAlpn(), 64), &peer); refusal != nil {
 		return &control.WhyResponse{Refusal: protoOf(refusal)}, nil

@@ -212,6 +212,9 @@ func TestSession(t *testing.T) {
 		}
 		s.Send(snapshot(1, 3))
 		l.ev.awaits(t, "acknowledged error cannot be used")
+		s.mu.Lock()
+		s.newest = generation{} // as a core that has lost its state
+		s.mu.Unlock()
 		s.Send(snapshot(1, 1))
 		l.ev.awaits(t, "acknowledged error it is older")
 		s.Send(snapshot(2, 1))
@@ -366,6 +369,33 @@ func TestLatestWins(t *testing.T) {
 	l.ev.awaits(t, "acknowledged 1.9")
 	if n := len(applied.all()); n >= 9 {
 		t.Fatalf("%d snapshots were applied; those in between should have been skipped", n)
+	}
+}
+
+// TestNewestIsSent: a snapshot that is given to Send after a newer one, by
+// somebody who read it before, does not take the newer one's place.
+func TestNewestIsSent(t *testing.T) {
+	l := newLinked(t, pki.RoleGateway, false)
+	applied := newEvents()
+	hold, welcomed := make(chan struct{}), make(chan struct{})
+	e := &ComponentEnd{Hello: hello(1), Welcomed: func(*Conn, *control.Welcome) { close(welcomed) }, Apply: func(s *control.Snapshot) error {
+		applied.add(ackText(&control.SnapshotAck{Generation: s.GetGeneration()}))
+		<-hold
+		return nil
+	}}
+	l.run(t, testContext(t), e, l.c.self(pki.RoleGateway, "one"))
+	<-welcomed
+	s := l.core.Session(l.c.id(pki.RoleGateway, "one"))
+	s.Send(snapshot(1, 1))
+	applied.awaits(t, "1.1")
+	s.Send(snapshot(1, 5))
+	s.Send(snapshot(1, 3))
+	s.Send(snapshot(1, 6))
+	s.Send(snapshot(1, 4))
+	close(hold)
+	l.ev.awaits(t, "acknowledged 1.6")
+	if got := l.ev.all(); slices.ContainsFunc(got, func(s string) bool { return strings.HasPrefix(s, "acknowledged error") }) {
+		t.Fatalf("an older snapshot was sent: %q", got)
 	}
 }
 
@@ -540,6 +570,63 @@ func TestRates(t *testing.T) {
 			t.Fatalf("core took all frames in %v", d)
 		}
 	})
+}
+
+// TestReportRates: what makes core write and tell others is slowed down more.
+func TestReportRates(t *testing.T) {
+	for name, f := range map[string]*control.Frame{
+		"announcements": {Frame: &control.Frame_Announcement{Announcement: &control.Announcement{}}},
+		"denials":       {Frame: &control.Frame_Denials{Denials: &control.DenialReport{}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLinked(t, pki.RoleGateway, true)
+				const n = reportsBurst + 10*reportsPerSecond
+				taken := make(chan struct{}, n)
+				l.core.Announced = func(*Session, *control.Announcement) { taken <- struct{}{} }
+				l.core.Denied = func(*Session, *control.DenialReport) { taken <- struct{}{} }
+				s := hostile(t, l)
+				start := time.Now()
+				for range n {
+					if err := s.Send(f); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for range n {
+					<-taken
+				}
+				if d := time.Since(start); d < 9*time.Second {
+					t.Fatalf("core took all of them in %v", d)
+				}
+			})
+		})
+	}
+}
+
+// TestCertificatesPerIdentity: certificates are counted for an identity, not
+// for one of its sessions, so that core's disk does not depend on how often it
+// connects.
+func TestCertificatesPerIdentity(t *testing.T) {
+	l := newLinked(t, pki.RoleGateway, false)
+	granted := 0
+	for range 3 {
+		s := hostile(t, l)
+		for i := range issueBurst {
+			if err := s.Send(&control.Frame{Frame: &control.Frame_CertificateRequest{CertificateRequest: &control.CertificateRequest{Id: uint64(i + 1), Csr: []byte("key")}}}); err != nil {
+				t.Fatal(err)
+			}
+			f, err := s.Recv()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if f.GetCertificateResponse().GetRefusal() == nil {
+				granted++
+			}
+		}
+	}
+	if granted == 0 || granted > issueBurst {
+		t.Fatalf("%d certificates, %d are allowed", granted, issueBurst)
+	}
 }
 
 // hostile opens a session by hand, as a gateway that keeps no rule may.

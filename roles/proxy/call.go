@@ -12,6 +12,9 @@ import (
 // maxTries bounds how many links to core a call is offered to.
 const maxTries = 4
 
+// maxMethodText bounds what is logged of a method name that is none.
+const maxMethodText = 200
+
 // serve takes one call from the internet, in the order that is promised: log,
 // authenticate, authorize, relay. It runs on the connection's reader goroutine
 // and does not block.
@@ -24,7 +27,10 @@ func (p *proxy) serve(c *relay.Call) {
 
 	record := &relay.CallRecord{Method: c.Path(), Source: from.name, RequestID: id}
 	p.metrics.Begin()
+	crowd := p.public.admission
+	room := crowd.begin(from.from)
 	c.OnDone(func(o relay.Outcome) {
+		crowd.end(from.from)
 		record.Code, record.Duration = o.Code, o.Duration
 		if o.OriginHop {
 			record.Message = o.Message
@@ -47,6 +53,10 @@ func (p *proxy) serve(c *relay.Call) {
 		c.Reject(r.code, r.message, idField)
 	}
 
+	if !room {
+		refuse(&refused{codes.ResourceExhausted, "too_many_calls", p.hop() + ": too many calls from this address are open"})
+		return
+	}
 	v := p.view.Load()
 	var who credentials
 	if v != nil {
@@ -71,6 +81,25 @@ func (p *proxy) serve(c *relay.Call) {
 		return
 	}
 	p.toCore(c, towardsCore(c.Header(), from, who.claim, idField), back, refuse, 0)
+}
+
+// violated takes note of a request that broke the header rules, which the
+// engine answers itself: it is logged, counted and named like any other call.
+func (p *proxy) violated(c *relay.Call, v *relay.Violation) []relay.Field {
+	from := c.Peer().(*client)
+	method := c.Path()
+	if len(method) > maxMethodText {
+		method = method[:maxMethodText] + "…"
+	}
+	record := relay.CallRecord{Method: method, Source: from.name, RequestID: relay.NewRequestID(), Denied: "header_" + v.Reason, Message: v.Message}
+	p.metrics.Begin()
+	c.OnDone(func(o relay.Outcome) {
+		record.Code, record.Duration = o.Code, o.Duration
+		p.metrics.End(record)
+		p.access.Write(record)
+	})
+	p.denials.Add(from.stranger(), method, record.Denied, v.Code, time.Now())
+	return []relay.Field{{Name: relay.HeaderRequestID, Value: record.RequestID}}
 }
 
 // authorize decides by the policy in force. The claim about a certificate is

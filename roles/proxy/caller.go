@@ -18,6 +18,7 @@ import (
 // handshake tells.
 type client struct {
 	source netip.AddrPort
+	from   *source             // whose share its calls are of
 	name   string              // source as components tell each other: the bare address
 	chain  []*x509.Certificate // the client certificate it proved to hold, or nil
 	judged atomic.Pointer[judgement]

@@ -10,6 +10,8 @@ import (
 	"google.golang.org/protobuf/reflect/protodesc"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/descriptorpb"
+
+	"sallyport/roles/link"
 )
 
 // catalog is what is known of the services behind core and of the proxy's own:
@@ -38,14 +40,19 @@ func newCatalog(descriptors [][]byte) *catalog {
 		reflectionpb.File_grpc_reflection_v1_reflection_proto, alphapb.File_grpc_reflection_v1alpha_reflection_proto} {
 		c.add(protodesc.ToFileDescriptorProto(own))
 	}
+	parts := maxParts
 	for _, raw := range descriptors {
-		file := new(descriptorpb.FileDescriptorProto)
-		if proto.Unmarshal(raw, file) == nil {
+		if file, err := link.ReadDescriptor(raw, &parts); err == nil {
 			c.add(file)
 		}
 	}
 	return c
 }
+
+const (
+	maxParts  = 2 * link.MaxDescriptorParts // of all files together
+	maxSymbol = 512                         // bytes of a full name; longer ones are not found by it
+)
 
 func (c *catalog) add(file *descriptorpb.FileDescriptorProto) {
 	if c.files[file.GetName()] != nil {
@@ -59,7 +66,7 @@ func (c *catalog) add(file *descriptorpb.FileDescriptorProto) {
 	}
 	for _, s := range file.GetService() {
 		name := prefix + s.GetName()
-		if c.services[name] != nil {
+		if c.services[name] != nil || len(name) > maxSymbol {
 			continue
 		}
 		entry := &serviceEntry{}
@@ -77,6 +84,9 @@ func (c *catalog) add(file *descriptorpb.FileDescriptorProto) {
 }
 
 func (c *catalog) symbol(name string, file *descriptorpb.FileDescriptorProto) {
+	if len(name) > maxSymbol {
+		return
+	}
 	if _, taken := c.symbols[name]; !taken {
 		c.symbols[name] = file.GetName()
 	}
@@ -85,6 +95,9 @@ func (c *catalog) symbol(name string, file *descriptorpb.FileDescriptorProto) {
 func (c *catalog) messages(prefix string, messages []*descriptorpb.DescriptorProto, file *descriptorpb.FileDescriptorProto) {
 	for _, m := range messages {
 		name := prefix + m.GetName()
+		if len(name) > maxSymbol {
+			continue
+		}
 		c.symbol(name, file)
 		for _, f := range m.GetField() {
 			c.symbol(name+"."+f.GetName(), file)

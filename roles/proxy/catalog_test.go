@@ -1,7 +1,10 @@
 package proxy
 
 import (
+	"bytes"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -158,5 +161,34 @@ func TestExtensions(t *testing.T) {
 	}
 	if r := answer(numbers, mayNot, map[string]bool{}); r.GetErrorResponse() == nil {
 		t.Errorf("numbers of a hidden type: %v", r)
+	}
+}
+
+// TestCatalogIsBounded: what a hostile gateway announced costs little memory,
+// and hides nobody else's services.
+func TestCatalogIsBounded(t *testing.T) {
+	marshal := func(f *descriptorpb.FileDescriptorProto) []byte {
+		raw, err := proto.Marshal(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return raw
+	}
+	parts := append(marshal(&descriptorpb.FileDescriptorProto{Name: proto.String("parts.proto")}), bytes.Repeat([]byte{0x22, 0}, 2<<20)...)
+	// One long name, repeated in the full name of every field.
+	names := &descriptorpb.DescriptorProto{Name: proto.String(strings.Repeat("n", 1<<20))}
+	for i := range 10_000 {
+		names.Field = append(names.Field, &descriptorpb.FieldDescriptorProto{Name: proto.String(strconv.Itoa(i))})
+	}
+	long := marshal(&descriptorpb.FileDescriptorProto{Name: proto.String("long.proto"), MessageType: []*descriptorpb.DescriptorProto{names}})
+	before, after := new(runtime.MemStats), new(runtime.MemStats)
+	runtime.ReadMemStats(before)
+	c := newCatalog(append([][]byte{long}, append(descriptorsOf(t, demo.File_roles_gateway_demo_echo_proto), parts)...))
+	runtime.ReadMemStats(after)
+	if n := after.TotalAlloc - before.TotalAlloc; n > 64<<20 {
+		t.Errorf("the catalog took %d MiB", n>>20)
+	}
+	if c.services[echoName] == nil {
+		t.Error("a service of another gateway is gone")
 	}
 }

@@ -48,9 +48,6 @@ func (c *component) join(ctx context.Context, conn *link.Conn) {
 		p.log.Warn("core came to join this proxy and it failed, waiting for the next time", "from", conn.Peer.String(), "cause", err.Error())
 		return
 	}
-	if err := p.db.ForgetSnapshot(); err != nil {
-		p.log.Error("forget what a former identity was told", "cause", err.Error())
-	}
 	p.self.Set(grant.Credentials, grant.Bundle)
 	p.token.Store(nil) // the seed is not needed any more, and not kept
 	close(c.joined)

@@ -51,6 +51,8 @@ type fakeCore struct {
 	acks     chan *control.SnapshotAck
 	calls    chan []relay.Field
 	stop     func()
+	stored   func() // the proxy has its identity on disk, and waits
+	began    uint64 // generations of its snapshots count from there; 0: by the clock
 }
 
 // echo answers with what it was sent.
@@ -215,6 +217,10 @@ func (c *fakeCore) join(address string) {
 			return nil, &pki.Refusal{Code: "failed", Cause: err.Error(), Remedy: "none"}
 		}
 		return &control.JoinGrant{Chain: issued.DER(), Bundle: c.authority.Bundle().Proto(), Name: "dmz1"}, nil
+	}, Stored: func(context.Context, link.JoinAttempt) {
+		if c.stored != nil {
+			c.stored()
+		}
 	}}
 	if err := registrar.Serve(c.t.Context(), conn); err != nil {
 		c.t.Fatal(err)
@@ -268,7 +274,12 @@ func (c *fakeCore) carry(call *relay.Call) {
 func (c *fakeCore) snapshot() *control.Snapshot {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return &control.Snapshot{Generation: &control.Generation{Epoch: 1, Generation: uint64(time.Now().UnixNano())}, Bundle: c.authority.Bundle().Proto(), Revocations: c.revoked,
+	number := uint64(time.Now().UnixNano())
+	if c.began > 0 {
+		c.began++
+		number = c.began
+	}
+	return &control.Snapshot{Generation: &control.Generation{Epoch: 1, Generation: number}, Bundle: c.authority.Bundle().Proto(), Revocations: c.revoked,
 		Part: &control.Snapshot_Proxy{Proxy: c.part}}
 }
 
@@ -305,6 +316,7 @@ type running struct {
 	info  Info
 	ready chan error
 	stop  func() error
+	crowd *admission
 }
 
 // runProxy starts a proxy; it stops with the test at the latest.
@@ -322,12 +334,12 @@ func runProxy(t *testing.T, c *fakeCore, s configs.Proxy) *running {
 	if s.GRPCAddress == "" {
 		s.GRPCAddress, s.PublicAddress = "127.0.0.1:0", "127.0.0.1:0"
 	}
-	r := &running{t: t, core: c, ready: make(chan error, 1000)}
+	r := &running{t: t, core: c, ready: make(chan error, 1000), crowd: newAdmission()}
 	ctx, cancel := context.WithCancel(context.Background())
 	started := make(chan Info, 1)
 	done := make(chan error, 1)
 	go func() {
-		done <- Run(ctx, s, Deps{Log: logTo(t).With("at", "proxy"), Version: "test", Ready: func(err error) { r.ready <- err }, Started: func(i Info) { started <- i }})
+		done <- Run(ctx, s, Deps{Log: logTo(t).With("at", "proxy"), Version: "test", Ready: func(err error) { r.ready <- err }, Started: func(i Info) { started <- i }, admission: r.crowd})
 	}()
 	r.stop = sync.OnceValue(func() error { cancel(); return <-done })
 	t.Cleanup(func() {

@@ -54,6 +54,8 @@ type Deps struct {
 	Registry prometheus.Registerer // nil: metrics are kept and shown nowhere
 	Ready    func(err error)       // nil error: ready; called on every change
 	Started  func(Info)            // called once, when both ports are open
+
+	admission *admission // of tests that come in crowds; nil: the usual one
 }
 
 // Info says where a running proxy is.
@@ -101,6 +103,13 @@ func Run(ctx context.Context, s configs.Proxy, d Deps) error {
 		return err
 	}
 	defer p.db.Close()
+	if p.token.Load() != nil {
+		// What a former identity in this directory was told does not count, and
+		// is gone before there is a new one.
+		if err := p.db.ForgetSnapshot(); err != nil {
+			return err
+		}
+	}
 	if err := p.snapshots.Restore(); err != nil {
 		return err
 	}

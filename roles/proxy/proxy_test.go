@@ -2,6 +2,8 @@ package proxy
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -117,6 +119,9 @@ func TestAuthenticationAndAuthorization(t *testing.T) {
 		if status.Code(err) != c.want || !strings.Contains(status.Convert(err).Message(), c.about) {
 			t.Errorf("%s: %v, want %s about %q", c.what, err, c.want, c.about)
 		}
+		if c.about == "more than one" && len(header.Get(relay.HeaderRequestID)) != 1 {
+			t.Errorf("%s: what the engine refuses has no request id: %v", c.what, header)
+		}
 		if c.want == codes.OK && len(header.Get(relay.HeaderRequestID)) != 1 {
 			t.Errorf("%s: request id %q", c.what, header.Get(relay.HeaderRequestID))
 		}
@@ -146,6 +151,9 @@ func invoke(ctx context.Context, cc *grpc.ClientConn, method string, header *met
 	_ = stream.CloseSend()
 	err = stream.RecvMsg(&demo.SayResponse{})
 	*header, _ = stream.Header()
+	if err != nil { // a status alone is read as trailers
+		*header = metadata.Join(*header, stream.Trailer())
+	}
 	return err
 }
 
@@ -176,6 +184,48 @@ func TestChangesHoldAtOnce(t *testing.T) {
 	if err := say(t.Context(), mine); status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "revoked") {
 		t.Errorf("revoked certificate: %v", err)
 	}
+}
+
+// TestAnotherCore: a directory in which there was an identity of another core.
+// What that core said counts no more, also when the proxy is killed the moment
+// it has its new identity on disk.
+func TestAnotherCore(t *testing.T) {
+	former := newFakeCore(t)
+	dir, killed := t.TempDir(), filepath.Join(t.TempDir(), "killed")
+	r := runProxy(t, former, configs.Proxy{DataDir: dir, Join: former.token.String()})
+	former.join(r.info.GRPCAddress)
+	former.connect(r.info.GRPCAddress)
+	r.until(true)
+	former.disconnect()
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, "proxy")); err != nil {
+		t.Fatal(err)
+	}
+
+	core := newFakeCore(t)
+	core.began = 1
+	core.stored = func() {
+		if err := os.CopyFS(killed, os.DirFS(dir)); err != nil {
+			t.Error(err)
+		}
+	}
+	r = runProxy(t, core, configs.Proxy{DataDir: dir, Join: core.token.String()})
+	core.join(r.info.GRPCAddress)
+	core.connect(r.info.GRPCAddress)
+	r.until(true)
+	core.disconnect()
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+
+	if err := os.Chmod(filepath.Join(killed, "proxy", "identity.pem"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r = runProxy(t, core, configs.Proxy{DataDir: killed})
+	core.connect(r.info.GRPCAddress)
+	r.until(true)
 }
 
 func TestWithoutCore(t *testing.T) {

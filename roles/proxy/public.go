@@ -29,9 +29,10 @@ const (
 
 // public is the listener that callers reach.
 type public struct {
-	proxy    *proxy
-	refusals *link.Refusals
-	config   *tls.Config
+	proxy     *proxy
+	refusals  *link.Refusals
+	config    *tls.Config
+	admission *admission
 
 	mu     sync.Mutex // guards what follows
 	open   map[*relay.Conn]bool
@@ -39,7 +40,10 @@ type public struct {
 }
 
 func newPublic(p *proxy) *public {
-	l := &public{proxy: p, refusals: link.NewRefusals(p.log), open: make(map[*relay.Conn]bool)}
+	l := &public{proxy: p, refusals: link.NewRefusals(p.log), admission: p.deps.admission, open: make(map[*relay.Conn]bool)}
+	if l.admission == nil {
+		l.admission = newAdmission()
+	}
 	l.config = &tls.Config{
 		MinVersion: tls.VersionTLS12,
 		CipherSuites: []uint16{ // of TLS 1.2; those of 1.3 are all modern
@@ -73,7 +77,11 @@ func (l *public) serve(ctx, work context.Context, listener net.Listener) error {
 		switch {
 		case err == nil:
 			pause = 5 * time.Millisecond
-			running.Go(func() { l.connection(work, nc) })
+			if from := l.admission.come(link.RemoteOf(nc).Addr()); from != nil {
+				running.Go(func() { l.connection(work, nc, from) })
+			} else {
+				l.crowded(nc)
+			}
 			continue
 		case ctx.Err() != nil:
 			return nil
@@ -91,11 +99,21 @@ func (l *public) serve(ctx, work context.Context, listener net.Listener) error {
 	}
 }
 
+// crowded turns away a connection for which there is no place.
+func (l *public) crowded(nc net.Conn) {
+	nc.Close()
+	l.proxy.edge.handshakes.WithLabelValues("too_many").Inc()
+	l.refusals.Note(link.RemoteOf(nc), "", &pki.Refusal{Code: "too_many", Cause: "this source has too many connections to the public port, or all sources together",
+		Remedy: "none if somebody does so on purpose: others find a place; if they are yours, let clients share connections, start more proxies, or raise the limit of open files"})
+}
+
 // connection is one connection from its first byte to its end.
-func (l *public) connection(ctx context.Context, raw net.Conn) {
+func (l *public) connection(ctx context.Context, raw net.Conn, from *source) {
+	defer l.admission.leave(from)
 	defer raw.Close()
 	stop := context.AfterFunc(ctx, func() { raw.SetDeadline(time.Unix(1, 0)) })
 	tc := l.handshake(ctx, raw)
+	l.admission.shaken(from)
 	if !stop() || tc == nil {
 		return
 	}
@@ -107,8 +125,10 @@ func (l *public) connection(ctx context.Context, raw net.Conn) {
 	}
 	raw.SetDeadline(time.Time{})
 	p := l.proxy
-	conn := relay.NewServer(tc, &relay.Options{Limits: relay.EdgeLimits(), Metrics: p.frames, Log: p.log, Hop: p.hop(), Remote: "caller", Edge: true}, relay.HandlerFunc(p.serve))
-	conn.SetPeer(newClient(link.RemoteOf(raw), state.PeerCertificates))
+	conn := relay.NewServer(tc, &relay.Options{Limits: relay.EdgeLimits(), Metrics: p.frames, Log: p.log, Hop: p.hop(), Remote: "caller", Edge: true, Violated: p.violated}, relay.HandlerFunc(p.serve))
+	peer := newClient(link.RemoteOf(raw), state.PeerCertificates)
+	peer.from = from
+	conn.SetPeer(peer)
 	if !l.add(conn) {
 		return
 	}

@@ -25,14 +25,14 @@ type CallRecord struct {
 	Duration  time.Duration
 }
 
-// AccessLog writes one line per call. Refused calls are what strangers can
-// make for nothing, so their lines are limited to a few in a second; what was
-// left out is counted and said in one line.
+// AccessLog writes one line per call. Refused calls, and calls of nobody that
+// failed, are what strangers can make for nothing, so their lines are limited to
+// a few in a second; what was left out is counted and said in one line.
 type AccessLog struct {
 	log      *slog.Logger
 	all, off bool
 	denied   *rate.Limiter
-	left     atomic.Uint64 // denied calls that got no line
+	left     atomic.Uint64 // calls that got no line
 }
 
 // NewAccessLog returns the log for mode off, failures or all.
@@ -45,17 +45,17 @@ func (a *AccessLog) Write(r CallRecord) {
 	if a.off || !a.all && r.Code == codes.OK {
 		return
 	}
-	if r.Denied != "" {
+	if r.Denied != "" || r.Caller == "" && r.Code != codes.OK {
 		if !a.denied.Allow() {
 			a.left.Add(1)
 			return
 		}
 		if n := a.left.Swap(0); n > 0 {
-			a.log.Info("refused calls that got no line of their own", "count", n)
+			a.log.Info("refused and failed calls that got no line of their own", "count", n)
 		}
 	}
 	attrs := make([]slog.Attr, 0, 10)
-	attrs = append(attrs, slog.String("method", r.Method))
+	attrs = append(attrs, slog.String("method", cut(r.Method)))
 	if r.Caller == "" {
 		attrs = append(attrs, slog.String("caller", "anonymous"))
 	} else {
@@ -67,8 +67,19 @@ func (a *AccessLog) Write(r CallRecord) {
 		{"reason", r.Denied}, {"message", r.Message}, {"request_id", r.RequestID},
 	} {
 		if optional.value != "" {
-			attrs = append(attrs, slog.String(optional.key, optional.value))
+			attrs = append(attrs, slog.String(optional.key, cut(optional.value)))
 		}
 	}
 	a.log.LogAttrs(context.Background(), slog.LevelInfo, "call", attrs...)
+}
+
+// maxLogged bounds a text of a line: callers choose methods, and they may be as
+// long as a header.
+const maxLogged = 512
+
+func cut(s string) string {
+	if len(s) <= maxLogged {
+		return s
+	}
+	return s[:maxLogged] + "…"
 }

@@ -212,8 +212,8 @@ func (c *Call) requestData(p []byte, end bool, b *batch) {
 	c.bodyEnd = c.bodyEnd || end
 	out := c.out
 	if out == nil || c.body != nil {
-		if out != nil && c.body.len()+len(p) > heldMax {
-			c.freeBody()
+		if out != nil && (c.body.len()+len(p) > heldMax || c.in.c.budget.used.Load() > c.in.c.budget.limit/2) {
+			c.freeBody() // the next hop has it; not to try again elsewhere is what it costs least to give up
 		} else if len(p) > 0 {
 			c.keep(p)
 		}
@@ -238,7 +238,7 @@ func (c *Call) requestTrailers(fields []Field, end bool, b *batch) error {
 	if !end {
 		return streamErr(codeProtocol, "HEADERS inside a request without END_STREAM")
 	}
-	if err := checkTrailers(fields); err != nil {
+	if err := checkTrailers(fields, c.in.c.dec.clean); err != nil {
 		return err
 	}
 	if c.in.c.edge {
@@ -254,6 +254,7 @@ func (c *Call) requestTrailers(fields []Field, end bool, b *batch) error {
 	if c.done {
 		return nil
 	}
+	fields = append([]Field(nil), fields...)
 	c.bodyEnd, c.trailers = true, fields
 	if out := c.out; out != nil {
 		out.c.mu.Lock()

@@ -24,6 +24,11 @@ type Options struct {
 	Hop     string       // who we are, as callers read it in errors: "edge", "core", "gateway orders-1"
 	Remote  string       // what is at the other end, as callers read it: "link to gateway orders-1", "upstream orders"
 	Edge    bool         // the peer is not one of our components: reserved headers and request trailers are dropped, deadlines enforced
+
+	// Violated, if set, hears of a request that broke the header rules and
+	// therefore reaches no handler, before it is answered. What it returns goes
+	// into the answer. It runs on the reader goroutine.
+	Violated func(*Call, *Violation) []Field
 }
 
 // Handler takes calls.
@@ -81,6 +86,7 @@ type Conn struct {
 	budget    *Budget
 	log       *slog.Logger
 	handler   Handler
+	violated  func(*Call, *Violation) []Field
 	peer      any
 	lingerFor time.Duration // how long the peer may take to read our last words
 
@@ -88,9 +94,10 @@ type Conn struct {
 	rb         *[]byte
 	rr, rw     int
 	rbatch     batch
+	reads      int // since the batch was last run
 	dec        *headerDecoder
 	block      headerBlock
-	scratch    []Field // of a response
+	scratch    []Field // of the block just decoded
 	recvWindow int64
 	rates      rates
 	gotFirst   bool // the peer's first SETTINGS
@@ -113,6 +120,7 @@ type Conn struct {
 	lastID        uint32    // server: the highest stream the peer opened
 	sendWindow    int64
 	queued        int64 // bytes in all streams' queues
+	headers       int64 // bytes of large request headers of open calls
 	progress      int64 // when bytes last left a queue
 	idleSince     int64
 	begun         int64
@@ -122,6 +130,7 @@ type Conn struct {
 	maxStreamsSet bool
 	goAwayWhy     errCode
 	running       bool
+	greeted       bool   // our preface and SETTINGS are in the write buffer
 	draining      bool   // we asked the peer to stop, or will open nothing more
 	goneAway      bool   // the peer asked us to stop
 	finalLast     uint32 // server: what our last GOAWAY said
@@ -145,7 +154,7 @@ type Conn struct {
 // we dialled.
 func NewServer(nc net.Conn, o *Options, h Handler) *Conn {
 	c := newConn(nc, o)
-	c.handler, c.edge = h, o.Edge
+	c.handler, c.edge, c.violated = h, o.Edge, o.Violated
 	if o.Edge {
 		c.lim = o.Limits.or(EdgeLimits())
 	} else {
@@ -229,7 +238,7 @@ func (c *Conn) Run(ctx context.Context) error {
 		}
 	}
 	if c.sock != nil {
-		c.sock.own()
+		c.sock.own(c.rbatch.run)
 	}
 	closing := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -267,6 +276,7 @@ func (c *Conn) hello() {
 	if d := c.lim.ConnWindow - defaultWindow; d > 0 {
 		w.b = appendWindowUpdate(w.b, 0, d)
 	}
+	c.greeted = true
 	c.arm(c.lim.FirstFrame)
 	c.mu.Unlock()
 	b.run()

@@ -163,7 +163,7 @@ func (c *Conn) Drain() {
 		return
 	}
 	c.draining = true
-	if c.client || !c.running {
+	if c.client || !c.greeted {
 		c.finalSent = !c.client
 		c.maybeDrained()
 	} else {
@@ -223,8 +223,11 @@ func (c *Conn) stopping() bool {
 // onGoAway handles the peer's GOAWAY: calls above its last id go elsewhere.
 func (c *Conn) onGoAway(last uint32, code errCode, debug string, b *batch) error {
 	c.mu.Lock()
+	said := c.goAwayWhy != codeNo // it is no news then, however often it is said
 	c.goneAway = true
-	c.goAwayWhy = code
+	if !said {
+		c.goAwayWhy = code
+	}
 	if !c.client {
 		c.mu.Unlock()
 		return nil
@@ -253,7 +256,9 @@ func (c *Conn) onGoAway(last uint32, code errCode, debug string, b *batch) error
 		if len(debug) > maxGoAwayDebugKept {
 			debug = debug[:maxGoAwayDebugKept]
 		}
-		c.log.Warn("peer ended the connection", "remote", c.remote, "code", code.String(), "debug", debug)
+		if !said {
+			c.log.Warn("peer ended the connection", "remote", c.remote, "code", code.String(), "debug", debug)
+		}
 		reason = fmt.Errorf("%w: the peer ended the connection with %s", ErrRefused, code)
 	}
 	for _, s := range refused {

@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"io"
 	"net"
-	"sync"
 	"testing"
 	"time"
 
@@ -30,7 +29,6 @@ func encode(fields ...string) []byte {
 type bareConn struct {
 	nc     net.Conn
 	r      *bufio.Reader
-	mu     sync.Mutex
 	out    []byte
 	owed   int
 	frameP [frameHeaderLen]byte
@@ -228,8 +226,8 @@ func bareCaller(nc net.Conn, inFlight, size int, until time.Time) (calls int, to
 			_ = enc.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]})
 		}
 		ebuf.WriteByte(0)
-		b := appendHpackString(nil, "grpc-timeout")
-		b = appendHpackString(b, itoa(9_000_000+i%1000)+"u")
+		b := appendString(nil, "grpc-timeout")
+		b = appendString(b, itoa(9_000_000+i%1000)+"u")
 		ebuf.Write(b)
 		c.out = appendHeaderBlock(c.out, next, ebuf.Bytes(), false, minFrameSize)
 		started[next] = time.Now()

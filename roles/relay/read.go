@@ -61,14 +61,20 @@ func (c *Conn) readLoop() error {
 	}
 }
 
+// maxReads is how often in a row a connection is read before what that gave
+// rise to is flushed, however much more there is: others wait for it.
+const maxReads = 64
+
 // fill reads more, flushing first unless a whole record waits.
 func (c *Conn) fill(b *batch) error {
+	if c.reads++; c.reads >= maxReads {
+		c.reads = 0
+		b.run()
+	}
 	if c.sock == nil || !c.sock.complete() {
 		if len(b.conns) > 0 || len(b.credits) > 0 {
-			runtime.Gosched()
-			if c.sock != nil && c.sock.fill(false) == nil && c.sock.complete() {
-				return c.read()
-			}
+			runtime.Gosched() // others may have something for the same connections
+			c.reads = 0
 			b.run()
 		}
 		if c.sock != nil && c.sock.buffered() == 0 {
@@ -76,7 +82,7 @@ func (c *Conn) fill(b *batch) error {
 				readBuffers.Put(c.rb)
 				c.rb, c.rr, c.rw = nil, 0, 0
 			}
-			if err := c.sock.fill(true); err != nil {
+			if err := c.sock.fill(); err != nil {
 				return err
 			}
 		}
@@ -328,30 +334,21 @@ func (c *Conn) growBlock(p []byte) error {
 // onBlock decodes a whole header block and finds out what it is for. Blocks for
 // streams that are gone are decoded too: the table must stay in step.
 func (c *Conn) onBlock(id uint32, block []byte, end bool, b *batch) error {
-	var into []Field
-	if c.client {
-		into = c.scratch[:0]
-	} else {
-		into = make([]Field, 0, 16)
-	}
-	fields, err := c.dec.decode(block, into)
-	if c.client {
-		c.scratch = fields
-	}
+	fields, err := c.dec.decode(block, c.scratch[:0])
+	c.scratch = fields
 	tooLarge := errors.Is(err, errHeaderList)
 	if err != nil && !tooLarge {
 		return connErr(codeCompression, "header block of stream %d: %v", id, err)
+	}
+	if !c.client && id > c.lastID { // which only this goroutine changes
+		return c.newCall(id, fields, end, tooLarge, b)
 	}
 	c.mu.Lock()
 	s := c.streams[id]
 	switch {
 	case s == nil && !c.client:
-		fresh, err := c.openable(id)
-		c.mu.Unlock()
-		if !fresh {
-			return err
-		}
-		return c.newCall(id, fields, end, tooLarge, b)
+		defer c.mu.Unlock()
+		return c.notNew(id)
 	case s == nil:
 		err = c.late(frame{kind: frameHeaders, id: id})
 		c.mu.Unlock()

@@ -16,7 +16,7 @@ func (c *Call) responseHeader(s *stream, fields []Field, end bool, b *batch) err
 		if !end {
 			return streamErr(codeProtocol, "trailers without END_STREAM")
 		}
-		if err := checkTrailers(fields); err != nil {
+		if err := checkTrailers(fields, s.c.dec.clean); err != nil {
 			return err
 		}
 		code, message := codeOf(fields)
@@ -27,13 +27,16 @@ func (c *Call) responseHeader(s *stream, fields []Field, end bool, b *batch) err
 		c.respond(s, fields, true, Outcome{Code: code, Message: message}, b)
 		return nil
 	}
-	status, length, err := checkResponse(fields)
+	status, length, err := checkResponse(fields, s.c.dec.clean)
 	if err != nil {
 		return err
 	}
 	if status < 200 {
 		if end {
 			return streamErr(codeProtocol, "informational response with END_STREAM")
+		}
+		if s.informed++; s.informed > maxInformed {
+			return streamErr(codeCalm, "more than %d informational responses", maxInformed)
 		}
 		c.inform(s, dropOurs(fields), b)
 		return nil
@@ -52,6 +55,9 @@ func (c *Call) responseHeader(s *stream, fields []Field, end bool, b *batch) err
 	c.respond(s, fields, end, o, b)
 	return nil
 }
+
+// maxInformed bounds the 1xx responses of one call: no window does.
+const maxInformed = 8
 
 // inform passes a 1xx response on.
 func (c *Call) inform(s *stream, fields []Field, b *batch) {
@@ -76,10 +82,16 @@ func (c *Call) respond(s *stream, fields []Field, end bool, o Outcome, b *batch)
 		s.c.closeOut(s, b)
 		return
 	}
-	c.answered = true
-	c.freeBody()
 	in := &c.in
 	in.c.mu.Lock()
+	if in.c.buffered() > in.c.lim.Backlog/2 && headerSize(fields) > smallList {
+		in.c.mu.Unlock()
+		c.mu.Unlock()
+		c.overflow("the response's header waits for a caller that does not read", b)
+		return
+	}
+	c.answered = true
+	c.freeBody()
 	in.src = s
 	if end {
 		c.done = true

@@ -11,11 +11,9 @@ type socket struct{ net.Conn }
 func newSocket(net.Conn) *socket { return nil }
 
 func (s *socket) NetConn() net.Conn { return s.Conn }
-func (s *socket) fill(bool) error   { return nil }
+func (s *socket) fill() error       { return nil }
 func (s *socket) complete() bool    { return false }
 func (s *socket) buffered() int     { return 0 }
-func (s *socket) own()              {}
-func (s *socket) cork()             {}
-func (s *socket) uncork() error     { return nil }
+func (s *socket) own(func())        {}
 func (s *socket) pending() bool     { return false }
 func (s *socket) drain() error      { return nil }

@@ -29,13 +29,12 @@ type socket struct {
 	r, w   int
 	mode   byte // 0 before the first byte, 't' TLS records, 'p' anything else
 	left   int  // bytes left of the record being handed out
-	block  bool
 	rerr   error
 	readFn func(uintptr) bool
+	rest   func() // called before Read waits, once an engine owns the socket
 
 	mu       sync.Mutex // guards what follows
 	owned    bool       // an engine does the writing
-	corked   bool
 	draining bool
 	out      *buffer // accepted and not yet written
 	now      []byte  // being written
@@ -84,7 +83,7 @@ func (s *socket) readReady(fd uintptr) bool {
 	case err == syscall.EAGAIN:
 		s.rerr = nil
 		s.release()
-		return !s.block
+		return false
 	case err != nil:
 		s.rerr = os.NewSyscallError("read", err)
 	case n == 0:
@@ -104,13 +103,21 @@ func (s *socket) release() {
 	}
 }
 
-// fill reads what there is, waiting for something if block is set.
-func (s *socket) fill(block bool) error {
-	s.block = block
+// fill reads what there is, and waits if that is nothing.
+func (s *socket) fill() error {
 	if err := s.raw.Read(s.readFn); err != nil {
 		return err
 	}
 	return s.rerr
+}
+
+// wait fills from within a Read. Who reads TLS cannot know that it will come to
+// that: a whole record may hold nothing for us, and then the next one is wanted.
+func (s *socket) wait() error {
+	if s.rest != nil {
+		s.rest()
+	}
+	return s.fill()
 }
 
 // complete says whether a Read can be served without waiting: a whole TLS
@@ -136,7 +143,7 @@ func (s *socket) Read(p []byte) (int, error) {
 		return 0, nil
 	}
 	if s.r == s.w {
-		if err := s.fill(true); err != nil {
+		if err := s.wait(); err != nil {
 			return 0, err
 		}
 	}
@@ -150,7 +157,7 @@ func (s *socket) Read(p []byte) (int, error) {
 	if s.mode == 't' {
 		if s.left == 0 {
 			for s.w-s.r < recordHeaderLen {
-				if err := s.fill(true); err != nil {
+				if err := s.wait(); err != nil {
 					if err == io.EOF {
 						err = io.ErrUnexpectedEOF
 					}
@@ -170,8 +177,10 @@ func (s *socket) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// own makes writes non-blocking from now on.
-func (s *socket) own() {
+// own makes writes non-blocking from now on, and has rest called on the reading
+// goroutine before it waits.
+func (s *socket) own(rest func()) {
+	s.rest = rest
 	s.mu.Lock()
 	s.owned = true
 	s.mu.Unlock()
@@ -187,7 +196,7 @@ func (s *socket) Write(p []byte) (int, error) {
 	if s.werr != nil {
 		return 0, s.werr
 	}
-	if s.corked || s.draining || s.out != nil {
+	if s.draining || s.out != nil {
 		s.keep(p)
 		return len(p), nil
 	}
@@ -240,33 +249,6 @@ func (s *socket) writeReady(fd uintptr) bool {
 		}
 	}
 	return true
-}
-
-// cork collects what is written until uncork.
-func (s *socket) cork() {
-	s.mu.Lock()
-	s.corked = true
-	s.mu.Unlock()
-}
-
-// uncork writes what was collected.
-func (s *socket) uncork() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.corked = false
-	if s.out == nil || s.draining || s.werr != nil {
-		return s.werr
-	}
-	rest, err := s.try(s.out.rest())
-	if err != nil {
-		return err
-	}
-	s.out.off = len(s.out.b) - len(rest)
-	if len(rest) == 0 {
-		putBuffer(s.out)
-		s.out = nil
-	}
-	return nil
 }
 
 // pending says whether the kernel has not taken everything.

@@ -28,6 +28,8 @@ type stream struct {
 	length   int64 // content-length, -1 without; reader only
 	received int64 // message bytes received; reader only
 	answered bool  // the final response header was received; reader only
+	informed uint8 // 1xx responses received; reader only
+	weight   int64 // bytes of a request header that is large enough to be counted
 
 	wait                *waitingStream
 	onHeader, onTrailer func([]Field) []Field // of the response

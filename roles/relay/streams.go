@@ -1,18 +1,14 @@
 package relay
 
 import (
-	"errors"
-	"fmt"
 	"time"
-
-	"google.golang.org/grpc/codes"
 )
 
 // The table of a connection's streams: how they begin, end, and are forgotten.
 
 // opening says whether the client end opens new streams. c.mu is held.
 func (c *Conn) opening() bool {
-	return c.client && !c.dead && !c.draining && !c.goneAway && c.why == nil && c.nextID < lastUsableID
+	return c.client && c.greeted && !c.dead && !c.draining && !c.goneAway && c.why == nil && c.nextID < lastUsableID
 }
 
 // lastUsableID leaves room at the end of the id space, so that a link can be
@@ -36,6 +32,9 @@ const maxWaiting = 1024
 // open1 gives s the next id and writes its HEADERS, or lets it wait for a place.
 // Both are one critical section: c.mu is held.
 func (c *Conn) open1(s *stream, path, authority string, header []Field, end bool, b *batch) bool {
+	if c.buffered() > c.lim.Backlog/4 {
+		return false // headers have no window: more of them would end in the connection's being given up
+	}
 	if len(c.streams) < int(c.peerMaxStream) && len(c.waiting) == 0 {
 		c.open.Add(1)
 		c.start(s, path, authority, header, end, b)
@@ -67,8 +66,12 @@ func (c *Conn) start(s *stream, path, authority string, header []Field, end bool
 	s.sendWindow, s.recvWindow = c.peerInitial, int64(c.lim.StreamWindow)
 	c.streams[s.id] = s
 	c.enc.begin()
-	c.enc.field(":method", "POST", false)
-	c.enc.field(":scheme", c.scheme, false)
+	c.enc.index(3) // :method POST
+	if c.scheme == "https" {
+		c.enc.index(7)
+	} else {
+		c.enc.index(6)
+	}
 	c.enc.field(":path", path, false)
 	if authority != "" {
 		c.enc.field(":authority", authority, false)
@@ -182,6 +185,10 @@ func (c *Conn) remove(s *stream, how closedHow, b *batch) {
 	}
 	s.gone = true
 	c.open.Add(-1)
+	if s.weight > 0 {
+		c.headers -= s.weight
+		c.budget.used.Add(-s.weight)
+	}
 	c.dropQueue(s)
 	c.timers.cancel(s)
 	if s.id != 0 {
@@ -197,241 +204,15 @@ func (c *Conn) remove(s *stream, how closedHow, b *batch) {
 	}
 }
 
-// openable says whether HEADERS with this id open a new stream. c.mu is held.
-func (c *Conn) openable(id uint32) (bool, error) {
-	switch {
-	case id%2 == 0:
-		return false, connErr(codeProtocol, "a client opened stream %d, which is even", id)
-	case id > c.lastID:
-		c.lastID = id
-		if c.finalSent && id > c.finalLast {
-			return false, nil // our GOAWAY told the peer that nobody looks at it
-		}
-		return true, nil
-	}
-	switch c.recent.find(id) {
-	case closedByUs:
-		return false, nil
-	case closedByPeer, closedByReset:
-		return false, connErr(codeStreamClosed, "HEADERS on stream %d, which is closed", id)
-	}
-	return false, connErr(codeProtocol, "stream %d was opened after stream %d", id, c.lastID)
-}
+// smallList is a header list, in bytes, that is not worth counting. Larger ones
+// are: they stay as long as their call, and cost their sender next to nothing
+// once they are in the compression table.
+const smallList = 4 << 10
 
-// newCall begins a call.
-func (c *Conn) newCall(id uint32, fields []Field, end, tooLarge bool, b *batch) error {
-	if int(c.lim.Streams) <= c.InFlight() {
-		if err := c.rates.count(c, CalmResets, c.lim.Resets); err != nil {
-			return err
-		}
-		return streamErr(codeRefused, "more than %d streams", c.lim.Streams)
-	}
-	call := &Call{timeout: -1, started: time.Unix(0, c.lastRead.Load()), bodyEnd: end}
-	in := &call.in
-	in.c, in.call, in.id, in.recvEnd, in.length, in.recvWindow = c, call, id, end, -1, int64(c.lim.StreamWindow)
-	if !tooLarge {
-		var err error
-		if in.length, err = checkPseudo(fields); err == nil && end && in.length > 0 {
-			err = streamErr(codeProtocol, "content-length is %d, and no bytes come", in.length)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	c.mu.Lock()
-	if c.why != nil {
-		c.mu.Unlock()
-		return streamErr(codeRefused, "the connection ends")
-	}
-	in.sendWindow = c.peerInitial
-	c.streams[id] = in
-	c.open.Add(1)
-	if len(c.streams) == 1 {
-		c.armPing()
-	}
-	c.mu.Unlock()
-	c.m.Calls.Add(1)
-	c.m.CallsOpen.Add(1)
-	if tooLarge {
-		call.violate(&Violation{Code: codes.ResourceExhausted, Reason: "header_list", Message: fmt.Sprintf("the request's header is larger than %d bytes", c.lim.HeaderList)}, b)
-		return nil
-	}
-	v := CheckRequest(fields, c.edge)
-	call.header = call.split(fields)
-	if v != nil {
-		call.violate(v, b)
-		return nil
-	}
-	if c.edge {
-		call.header = StripReserved(call.header)
-	}
-	c.schedule(call)
-	call.mu.Lock()
-	call.serving = b
-	call.mu.Unlock()
-	c.handler.ServeCall(call)
-	call.mu.Lock()
-	call.serving = nil
-	held := call.out == nil && !call.done
-	call.mu.Unlock()
-	if held {
-		c.scheduleHalfOpen(call)
-	}
-	return nil
-}
-
-// split takes the pseudo-headers out of a request's fields.
-func (c *Call) split(fields []Field) []Field {
+// headerSize is the size of a header list, as SETTINGS_MAX_HEADER_LIST_SIZE counts.
+func headerSize(fields []Field) (n int64) {
 	for i := range fields {
-		f := &fields[i]
-		if f.Name[0] == ':' {
-			switch f.Name {
-			case ":path":
-				c.path = f.Value
-			case ":authority":
-				c.authority = f.Value
-			}
-			continue
-		}
-		if f.Name == "grpc-timeout" {
-			if d, ok := parseTimeout(f.Value); ok {
-				c.timeout = d
-			}
-		}
-		if f.Name == "host" && c.authority == "" {
-			c.authority = f.Value
-		}
+		n += int64(len(fields[i].Name) + len(fields[i].Value) + headerFieldOverhead)
 	}
-	n := 0
-	for n < len(fields) && fields[n].Name[0] == ':' {
-		n++
-	}
-	return fields[n:]
-}
-
-// violate answers a request that broke a rule.
-func (c *Call) violate(v *Violation, b *batch) {
-	m := c.in.c.m
-	m.Violations.Add(1)
-	o := Outcome{Code: v.Code, Message: v.Message, Reason: "violation"}
-	if v.HTTP == 0 {
-		c.reject(o, nil, b)
-		return
-	}
-	c.mu.Lock()
-	c.done, c.answered = true, true
-	in := &c.in
-	in.c.mu.Lock()
-	in.c.sendTrailers(in, []Field{{Name: ":status", Value: itoa(v.HTTP)}, {Name: "content-type", Value: contentTypeGRPC},
-		{Name: "grpc-status", Value: itoa(int(v.Code))}, {Name: "grpc-message", Value: EncodeMessage(v.Message)}}, b)
-	in.c.mu.Unlock()
-	c.mu.Unlock()
-	o.OriginHop = true
-	c.finish(o)
-}
-
-// breakStream answers a frame that broke a rule on its stream.
-func (c *Conn) breakStream(id uint32, se *streamError, b *batch) error {
-	c.m.Malformed.Add(1)
-	c.log.Debug("stream ended", "remote", c.remote, "stream", id, "error", se)
-	if !c.client && se.code != codeRefused {
-		if err := c.rates.count(c, CalmMalformed, c.lim.MalformedCalls); err != nil {
-			return err
-		}
-	}
-	c.mu.Lock()
-	s := c.streams[id]
-	w := c.wb(b)
-	w.b = appendRST(w.b, id, se.code)
-	if s != nil {
-		c.remove(s, closedByUs, b)
-	} else {
-		c.recent.add(id, closedByUs)
-	}
-	c.mu.Unlock()
-	switch {
-	case s == nil:
-	case c.client:
-		s.call.fail(s, Outcome{Code: codes.Internal, Message: fmt.Sprintf("%s: %s sent a malformed response: %s", c.hop, c.remote, se.text), Reason: "malformed"}, b)
-	default:
-		s.call.canceled(Outcome{Code: codes.Internal, Message: se.text, OriginHop: true, Reason: "malformed"}, b)
-	}
-	return nil
-}
-
-// onReset handles RST_STREAM.
-func (c *Conn) onReset(id uint32, code errCode, b *batch) error {
-	if !c.client {
-		if err := c.rates.count(c, CalmResets, c.lim.Resets); err != nil {
-			return err
-		}
-	}
-	c.mu.Lock()
-	s := c.streams[id]
-	if s == nil {
-		defer c.mu.Unlock()
-		if c.isIdle(id) {
-			return connErr(codeProtocol, "RST_STREAM on idle stream %d", id)
-		}
-		return nil
-	}
-	c.remove(s, closedByReset, b)
-	c.mu.Unlock()
-	if c.client {
-		s.call.responseReset(s, code, b)
-		return nil
-	}
-	s.call.canceled(Outcome{Code: codes.Canceled, Message: "canceled by the caller", Reason: "canceled"}, b)
-	return nil
-}
-
-// settleCalls ends every call on a connection that is over.
-func (c *Conn) settleCalls(why error, b *batch) {
-	c.mu.Lock()
-	streams := make([]*stream, 0, len(c.streams))
-	for _, s := range c.streams {
-		streams = append(streams, s)
-	}
-	waiting := c.waiting
-	c.waiting = nil
-	c.draining = true
-	if c.why == nil {
-		c.why = why
-	}
-	c.mu.Unlock()
-	for _, s := range streams {
-		if !c.client {
-			if c.finish {
-				s.call.reject(Outcome{Code: codes.Unavailable, Message: fmt.Sprintf("%s: %v", c.hop, why), Reason: "closed"}, nil, b)
-			} else {
-				s.call.canceled(Outcome{Code: codes.Canceled, Message: "the caller's connection ended", Reason: "canceled"}, b)
-			}
-			continue
-		}
-		c.mu.Lock()
-		gone := s.gone
-		c.remove(s, closedUnknown, b)
-		c.mu.Unlock()
-		if !gone {
-			c.m.Lost.Add(1)
-			s.call.fail(s, Outcome{Code: codes.Unavailable, Message: c.lostMessage(why), Reason: "lost"}, b)
-		}
-	}
-	for _, s := range waiting {
-		c.mu.Lock()
-		gone := s.gone
-		c.remove(s, closedUnknown, b)
-		c.mu.Unlock()
-		if !gone {
-			s.call.refused(s, fmt.Errorf("%w: %w", ErrRefused, why), b)
-		}
-	}
-}
-
-// lostMessage is what callers read when a connection was lost under them.
-func (c *Conn) lostMessage(why error) string {
-	if errors.Is(why, ErrDrained) {
-		return fmt.Sprintf("%s: %s was lost: it was closed while draining", c.hop, c.remote)
-	}
-	return fmt.Sprintf("%s: %s was lost: %v", c.hop, c.remote, why)
+	return n
 }

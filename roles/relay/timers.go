@@ -65,17 +65,6 @@ func (c *Conn) armIdle() {
 	}
 }
 
-// schedule puts a call's deadline into the wheel.
-func (c *Conn) schedule(call *Call) {
-	if !c.edge || call.timeout < 0 {
-		return
-	}
-	c.mu.Lock()
-	call.in.deadline = call.started.Add(call.timeout + c.lim.DeadlineGrace).UnixNano()
-	c.timers.add(&call.in, call.in.deadline)
-	c.mu.Unlock()
-}
-
 // scheduleHalfOpen gives a call that was neither forwarded nor answered a time
 // by which it has to be.
 func (c *Conn) scheduleHalfOpen(call *Call) {

@@ -190,17 +190,7 @@ func (c *Conn) writeLoop() {
 func (c *Conn) write(p []byte) error {
 	for len(p) > 0 {
 		n := min(len(p), writeSize)
-		cork := c.sock != nil && c.tls != nil && n > minFrameSize
-		if cork {
-			c.sock.cork()
-		}
-		_, err := c.nc.Write(p[:n])
-		if cork {
-			if e := c.sock.uncork(); err == nil {
-				err = e
-			}
-		}
-		if err != nil {
+		if _, err := c.nc.Write(p[:n]); err != nil {
 			return err
 		}
 		p = p[n:]

@@ -1,0 +1,163 @@
+package relay
+
+import (
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc/codes"
+)
+
+// How a request becomes a call.
+
+// notNew judges HEADERS on a stream that is not open and not new. c.mu is held.
+func (c *Conn) notNew(id uint32) error {
+	switch how := c.recent.find(id); {
+	case id%2 == 0:
+		return connErr(codeProtocol, "a client opened stream %d, which is even", id)
+	case how == closedByUs:
+		return nil
+	case how == closedByPeer, how == closedByReset:
+		return connErr(codeStreamClosed, "HEADERS on stream %d, which is closed", id)
+	}
+	return connErr(codeProtocol, "stream %d was opened after stream %d", id, c.lastID)
+}
+
+// newCall begins a call.
+func (c *Conn) newCall(id uint32, fields []Field, end, tooLarge bool, b *batch) error {
+	if id%2 == 0 {
+		return connErr(codeProtocol, "a client opened stream %d, which is even", id)
+	}
+	length := int64(-1)
+	var broken error
+	if !tooLarge {
+		if length, broken = checkPseudo(fields, c.dec.clean); broken == nil && end && length > 0 {
+			broken = streamErr(codeProtocol, "content-length is %d, and no bytes come", length)
+		}
+	}
+	call := &Call{timeout: -1, started: time.Unix(0, c.lastRead.Load()), bodyEnd: end, serving: b}
+	in := &call.in
+	in.c, in.call, in.id, in.recvEnd, in.length, in.recvWindow = c, call, id, end, length, int64(c.lim.StreamWindow)
+	var v *Violation
+	if broken == nil && !tooLarge {
+		v = checkRequest(fields, c.edge, c.dec.clean, true)
+		call.split(fields)
+	}
+
+	c.mu.Lock()
+	c.lastID = id
+	switch {
+	case c.finalSent && id > c.finalLast:
+		c.mu.Unlock()
+		return nil // our GOAWAY told the peer that nobody looks at it
+	case c.why != nil:
+		c.mu.Unlock()
+		return streamErr(codeRefused, "the connection ends")
+	case len(c.streams) >= int(c.lim.Streams):
+		c.mu.Unlock()
+		if err := c.rates.count(c, CalmResets, c.lim.Resets); err != nil {
+			return err
+		}
+		return streamErr(codeRefused, "more than %d streams", c.lim.Streams)
+	case broken != nil:
+		c.mu.Unlock()
+		return broken
+	}
+	in.sendWindow = c.peerInitial
+	c.streams[id] = in
+	c.open.Add(1)
+	if size := int64(len(call.path)+len(call.authority)) + headerSize(call.header); size > smallList && v == nil {
+		in.weight = size
+		c.headers += size
+		if used := c.budget.used.Add(size); c.headers > c.lim.ConnBuffer/4 || used > c.budget.limit {
+			v = &Violation{Code: codes.ResourceExhausted, Reason: "header_space", Message: c.hop + ": too many calls with large headers are open"}
+		}
+	}
+	if len(c.streams) == 1 {
+		c.armPing()
+	}
+	if v == nil && !tooLarge && c.edge && call.timeout >= 0 {
+		in.deadline = call.started.Add(call.timeout + c.lim.DeadlineGrace).UnixNano()
+		c.timers.add(in, in.deadline)
+	}
+	c.mu.Unlock()
+
+	c.m.Calls.Add(1)
+	c.m.CallsOpen.Add(1)
+	switch {
+	case tooLarge:
+		v = &Violation{Code: codes.ResourceExhausted, Reason: "header_list", Message: fmt.Sprintf("the request's header is larger than %d bytes", c.lim.HeaderList)}
+		fallthrough
+	case v != nil:
+		call.violate(v, b)
+		return nil
+	}
+	if c.edge {
+		call.header = StripReserved(call.header)
+	}
+	c.handler.ServeCall(call)
+	call.mu.Lock()
+	call.serving = nil
+	held := call.out == nil && !call.done
+	call.mu.Unlock()
+	if held {
+		c.scheduleHalfOpen(call)
+	}
+	return nil
+}
+
+// split takes the pseudo-headers out of a request's fields, and keeps the rest:
+// the reader's list is used again.
+func (c *Call) split(fields []Field) {
+	n := 0
+	for i := range fields {
+		f := &fields[i]
+		if f.Name[0] != ':' {
+			break
+		}
+		n++
+		switch f.Name {
+		case ":path":
+			c.path = f.Value
+		case ":authority":
+			c.authority = f.Value
+		}
+	}
+	c.header = append(make([]Field, 0, len(fields)-n), fields[n:]...)
+	for i := range c.header {
+		switch f := &c.header[i]; f.Name {
+		case "grpc-timeout":
+			if d, ok := parseTimeout(f.Value); ok {
+				c.timeout = d
+			}
+		case "host":
+			if c.authority == "" {
+				c.authority = f.Value
+			}
+		}
+	}
+}
+
+// violate answers a request that broke a rule.
+func (c *Call) violate(v *Violation, b *batch) {
+	m := c.in.c.m
+	m.Violations.Add(1)
+	o := Outcome{Code: v.Code, Message: v.Message, Reason: "violation"}
+	var extra []Field
+	if hear := c.in.c.violated; hear != nil {
+		extra = hear(c, v)
+	}
+	if v.HTTP == 0 {
+		c.reject(o, extra, b)
+		return
+	}
+	c.mu.Lock()
+	c.done, c.answered = true, true
+	in := &c.in
+	in.c.mu.Lock()
+	in.c.sendTrailers(in, append([]Field{{Name: ":status", Value: itoa(v.HTTP)}, {Name: "content-type", Value: contentTypeGRPC},
+		{Name: "grpc-status", Value: itoa(int(v.Code))}, {Name: "grpc-message", Value: EncodeMessage(v.Message)}}, extra...), b)
+	in.c.mu.Unlock()
+	c.mu.Unlock()
+	o.OriginHop = true
+	c.finish(o)
+}
