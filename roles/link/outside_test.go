@@ -12,6 +12,7 @@ import (
 	"encoding/binary"
 	"encoding/pem"
 	"errors"
+	"io"
 	"math/big"
 	"net"
 	"os"
@@ -163,6 +164,20 @@ func TestFilesMode(t *testing.T) {
 		}
 		if p := <-got; p.ID.Role != dialler {
 			t.Errorf("the port saw %v", p.ID)
+		}
+
+		// Health has no preface, and the same certificate.
+		if role == pki.RoleGateway {
+			nc, err := tls.Dial("tcp", addr, &tls.Config{RootCAs: good.Roots(), ServerName: "port.example", NextProtos: []string{ALPNHealth}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			nc.Write([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"))
+			head := make([]byte, 9)
+			if _, err := io.ReadFull(nc, head); err != nil || head[3] != 4 {
+				t.Errorf("not HTTP/2 settings first: %x %v", head, err)
+			}
+			nc.Close()
 		}
 
 		// The name that was dialled counts when no other is expected.

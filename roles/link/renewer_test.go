@@ -1,6 +1,9 @@
 package link
 
 import (
+	"context"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -206,6 +209,119 @@ func TestClockWrong(t *testing.T) {
 		time.Sleep(16 * time.Hour)
 		if !l.renewer.due(&p) {
 			t.Error("not due")
+		}
+	})
+}
+
+// TestCoreSeesTheNewKeySoon: also where core dials, and has to be told.
+func TestCoreSeesTheNewKeySoon(t *testing.T) {
+	bothRoles(t, func(t *testing.T, role pki.Role) {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLife(t, role, 90*day)
+			stop := l.run()
+			defer stop()
+			if !l.awaits(l.connected, 10*time.Second) {
+				t.Fatal("not connected")
+			}
+			if err := l.renewer.request(t.Context(), l.self.Credentials().Chain[0]); err != nil {
+				t.Fatal(err)
+			}
+			if !l.awaits(func() bool { return l.confirmed() == 1 }, 3*time.Second) || !l.connected() {
+				t.Errorf("seen %d, connected %v", l.confirmed(), l.connected())
+			}
+		})
+	})
+}
+
+// TestDiskFails: what cannot be stored is not used, is told at once, and costs
+// no second certificate.
+func TestDiskFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLife(t, pki.RoleGateway, day)
+		l.renewCore(90 * day)
+		former := l.self.Credentials()
+		identity := filepath.Join(l.dir, "identity.pem")
+		text, err := os.ReadFile(identity)
+		if err != nil {
+			t.Fatal(err)
+		}
+		os.Remove(identity)
+		os.MkdirAll(filepath.Join(identity, "in the way"), 0o700)
+		stop := l.run()
+		defer func() { stop() }()
+		time.Sleep(16 * time.Hour)
+		if err := l.renewer.Err(); err == nil || !strings.Contains(err.Error(), "store the renewed identity") {
+			t.Fatalf("it is ready: %v", err)
+		}
+		if l.self.Credentials() != former || l.renewed() != 0 {
+			t.Fatal("what is not on disk is in use")
+		}
+		os.RemoveAll(identity)
+		os.WriteFile(identity, text, 0o600)
+		time.Sleep(10 * time.Minute)
+		if n, alarms := l.reg.stats(); l.renewer.Err() != nil || l.renewed() != 1 || n != 1 || len(alarms) > 0 {
+			t.Errorf("after the disk is well: %v, renewals %d, issued %d, %q", l.renewer.Err(), l.renewed(), n, alarms)
+		}
+	})
+}
+
+// TestMemoryOnly: a component without a disk renews too.
+func TestMemoryOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLife(t, pki.RoleProxy, time.Hour)
+		l.renewCore(90 * day)
+		l.renewer.Dir = ""
+		l.reg.lose = 3
+		stop := l.run()
+		defer stop()
+		time.Sleep(100 * time.Minute) // 60 + 40
+		if n, alarms := l.reg.stats(); n != 2 || l.confirmed() != 2 || len(alarms) > 0 {
+			t.Errorf("issued %d, seen %d, alarms %q", n, l.confirmed(), alarms)
+		}
+		if c, _, err := pki.LoadCredentials(l.dir); err != nil || c.Chain[0].Equal(l.self.Credentials().Chain[0]) {
+			t.Error("it was written to disk", err)
+		}
+	})
+}
+
+// TestJoinsLater: a renewer that runs before the component has joined takes
+// care of even the shortest life.
+func TestJoinsLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLife(t, pki.RoleGateway, time.Minute)
+		joined, bundle := l.self.Credentials(), l.self.Bundle()
+		l.self.state.Store(&selfState{})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		attempts := 0
+		l.renewer.End, l.renewer.Dial = nil, func(context.Context) (*Conn, error) { attempts++; return nil, errKilled }
+		go func() { defer close(done); l.renewer.Run(ctx) }()
+		time.Sleep(59 * time.Second)
+		l.self.Set(joined, bundle)
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		if attempts == 0 {
+			t.Error("it has expired, and nobody has tried to recover it")
+		}
+		if n := attempts; n > 10 {
+			t.Errorf("%d attempts in 5 s", n)
+		}
+		cancel()
+		<-done
+	})
+}
+
+// TestKeepSaysOnce: a cause that differs in the time it tells is the same.
+func TestKeepSaysOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log logged
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		Keep(ctx, log.logger(), "link", func(context.Context) error {
+			return &pki.Refusal{Code: pki.CodeExpired, Cause: "expired, the clock says " + time.Now().String(), Remedy: "renew"}
+		})
+		if n := strings.Count(log.text(), "trying again"); n != 1 {
+			t.Errorf("said %d times", n)
 		}
 	})
 }
