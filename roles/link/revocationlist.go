@@ -4,21 +4,28 @@ import (
 	"fmt"
 	"slices"
 
+	"google.golang.org/protobuf/proto"
+
 	"sallyport/acme/pki"
 	"sallyport/roles/control"
 )
 
 // newerList is the signed revocation list to hold after core has sent one: the
 // new one if it says all that the former does, else, if core has lost some
-// since, the former.
-func (st *selfState) newerList(p *control.RevocationList, b *pki.Bundle) (*control.RevocationList, *pki.RevocationList, error) {
+// since, the former. One from this component's own disk was verified before it
+// was stored; the issuer that signed it may have been retired since.
+func (st *selfState) newerList(p *control.RevocationList, b *pki.Bundle, stored bool) (*control.RevocationList, *pki.RevocationList, error) {
 	if len(p.GetPayload()) == 0 {
 		return st.list, st.listed, nil
 	}
-	if st.list != nil && string(p.GetPayload()) == string(st.list.GetPayload()) {
+	if st.list != nil && proto.Equal(p, st.list) {
 		return st.list, st.listed, nil
 	}
-	list, err := pki.VerifyRevocations(p, b.Roots)
+	verify := func() (*pki.RevocationList, error) { return pki.VerifyRevocations(p, b.Roots) }
+	if stored {
+		verify = func() (*pki.RevocationList, error) { return pki.ParseRevocations(p.GetPayload()) }
+	}
+	list, err := verify()
 	if err != nil {
 		return nil, nil, err
 	}

@@ -99,6 +99,53 @@ func TestRevocationListIsKept(t *testing.T) {
 	}
 }
 
+// TestRevocationListOverRotation: after a rotation the same list comes with
+// another signature; and a list that core has lost, whose signer is retired, is
+// kept over a restart.
+func TestRevocationListOverRotation(t *testing.T) {
+	for _, lost := range []bool{false, true} {
+		c := newCA(t)
+		one, two := c.credentials(pki.RoleGateway, "one"), c.credentials(pki.RoleGateway, "two")
+		d := &disk{}
+		self := c.self(pki.RoleProxy, "edge")
+		open := func() *Snapshots {
+			return &Snapshots{Self: self, Save: d.save, Load: d.load, Forget: d.forget, Prepare: func(*control.Snapshot) (func(), error) { return func() {}, nil }}
+		}
+		apply := func(n uint64, l *control.RevocationList) {
+			t.Helper()
+			if err := open().Apply(&control.Snapshot{Generation: &control.Generation{Epoch: 1, Generation: n}, Bundle: c.authority.Bundle().Proto(), RevocationList: l}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		held := c.list(t, 1, one, two)
+		apply(1, held)
+		for _, step := range []func(*pki.Authority) (*pki.Authority, error){
+			func(a *pki.Authority) (*pki.Authority, error) { return a.Publish(time.Now()) },
+			func(a *pki.Authority) (*pki.Authority, error) { return a.Activate(time.Now()) },
+			func(a *pki.Authority) (*pki.Authority, error) { return a.Retire(time.Now()) },
+		} {
+			next, err := step(c.authority)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.authority = next
+		}
+		again := c.list(t, 1, one, two)
+		want := again
+		if lost {
+			again, want = c.list(t, 1, one), held
+		}
+		apply(2, again)
+		if !proto.Equal(self.Revocations(), want) {
+			t.Errorf("lost %v: not the list that was wanted is held", lost)
+		}
+		self = c.self(pki.RoleProxy, "edge")
+		if s := open(); s.Restore() != nil || s.Held().GetGeneration() != 2 || !proto.Equal(self.Revocations(), want) || !self.Revoked(two.Chain[0], two.ID, 1) {
+			t.Errorf("lost %v: after a restart: holds %v, list %v", lost, s.Held(), self.RevocationsHead())
+		}
+	}
+}
+
 // TestCoreAsksForTheList: at the hello core learns which list a component
 // holds, and gets it first if it wants it.
 func TestCoreAsksForTheList(t *testing.T) {

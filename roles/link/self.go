@@ -112,7 +112,7 @@ func (s *Self) prepare(snapshot *control.Snapshot, stored bool) (put func(), lis
 	if st.bundle != nil && st.bundle.TrustDomain != b.TrustDomain {
 		return nil, nil, fmt.Errorf("trust bundle of the snapshot is for %s, this component belongs to %s", b.TrustDomain, st.bundle.TrustDomain)
 	}
-	list, listed, err := st.newerList(snapshot.GetRevocationList(), b)
+	list, listed, err := st.newerList(snapshot.GetRevocationList(), b, stored)
 	if err != nil {
 		return nil, nil, fmt.Errorf("signed revocation list of the snapshot: %w", err)
 	}
