@@ -46,7 +46,11 @@ func (g *gateway) dialCore(ctx context.Context, alpn string, n uint32) (*link.Co
 	if address == "" {
 		return nil, errors.New("core's address is not known: start with --core HOST:PORT")
 	}
-	dialler := &link.Dialler{Self: g.self, Log: g.log, Connect: connect}
+	outside, err := g.outside()
+	if err != nil {
+		return nil, err
+	}
+	dialler := &link.Dialler{Self: g.self, Log: g.log, Connect: connect, Outside: outside}
 	return dialler.Dial(ctx, address, alpn, pki.Expect{Role: pki.RoleCore})
 }
 

@@ -77,6 +77,7 @@ type gateway struct {
 	changed   chan struct{} // some upstream's state is another
 	routes    atomic.Pointer[routes]
 	end       *link.ComponentEnd
+	anchors   *link.Anchors // that verify core's port in mode files; nil: it shows its identity
 	renewer   *link.Renewer
 	renewals  atomic.Uint32 // times core was dialled to recover the identity
 	links     links
@@ -136,6 +137,11 @@ func open(s configs.Gateway, d Deps) (*gateway, *pki.Token, error) {
 	if g.ceiling, err = policy.ParsePatterns(s.Allow); err != nil {
 		return nil, nil, fmt.Errorf("--allow: %w", err)
 	}
+	if s.GRPCCA != "" {
+		if g.anchors, err = link.OpenAnchors(s.GRPCCA, d.Log); err != nil {
+			return nil, nil, fmt.Errorf("--grpc-ca: %w", err)
+		}
+	}
 	if err := os.MkdirAll(g.dir(), 0o700); err != nil {
 		return nil, nil, fmt.Errorf("data directory: %w", err)
 	}
@@ -156,6 +162,7 @@ func open(s configs.Gateway, d Deps) (*gateway, *pki.Token, error) {
 		Welcomed:      func(conn *link.Conn, _ *control.Welcome) { g.links.welcome(conn) },
 		Denials:       g.denials.Take,
 		Revocations:   g.self.Revocations,
+		Certificates:  g.reports,
 		CallsInFlight: func() uint32 { return uint32(g.metrics.InFlight()) },
 		Log:           d.Log,
 	}
@@ -226,6 +233,9 @@ func (g *gateway) run(ctx context.Context) error {
 		g.goroutines.Go(func() { u.run(work) })
 	}
 	g.goroutines.Go(func() { g.keepAnnounced(work) })
+	if g.anchors != nil {
+		g.goroutines.Go(func() { _ = g.anchors.Run(work) })
+	}
 	g.goroutines.Go(func() { g.keepSession(work) })
 	g.goroutines.Go(func() { _ = g.renewer.Run(work) }) // nil: work has ended
 	relaying := make(chan struct{})

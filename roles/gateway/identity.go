@@ -8,9 +8,12 @@ import (
 	"sallyport/roles/link"
 )
 
-// keyCore is the name under which gateway.db keeps core's address as it was
-// when the gateway joined.
-const keyCore = "core_address"
+// The names under which gateway.db keeps core's address, and the name in the
+// outside certificate of its port, as they were when the gateway joined.
+const (
+	keyCore       = "core_address"
+	keyServerName = "core_server_name"
+)
 
 // join gets the gateway its identity. It tries until it succeeds, core
 // refuses, or ctx ends: core may not be up yet.
@@ -31,7 +34,11 @@ func (g *gateway) join(ctx context.Context, token pki.Token) error {
 	if err := g.db.Put(keyCore, []byte(address)); err != nil {
 		return err
 	}
-	dialler := &link.Dialler{Self: g.self, Token: &token, Log: g.log, Connect: connect}
+	outside, err := link.OutsideFor(token.GRPCTLS, token.ServerName, g.anchors, g.settings.GRPCServerName, "--grpc-ca")
+	if err != nil {
+		return fmt.Errorf("join core at %s: %w", address, err)
+	}
+	dialler := &link.Dialler{Self: g.self, Token: &token, Log: g.log, Connect: connect, Outside: outside}
 	newcomer := &link.Newcomer{Token: token, Role: pki.RoleGateway, Dir: g.dir(), Version: g.deps.Version}
 	ctx, done := context.WithCancel(ctx)
 	defer done()
@@ -72,6 +79,23 @@ func (g *gateway) join(ctx context.Context, token pki.Token) error {
 // accepts any more.
 func (g *gateway) dialRenewal(ctx context.Context) (*link.Conn, error) {
 	return g.dialCore(ctx, link.ALPNRenew, g.renewals.Add(1)-1)
+}
+
+// outside is how core's port is verified, beyond its identity. With --grpc-ca
+// that check is made always, whatever core says of its port: nobody who has
+// another key of core's can do without it. What core says last counts for the
+// name alone.
+func (g *gateway) outside() (*link.Outside, error) {
+	if g.anchors == nil {
+		return nil, nil
+	}
+	name := g.snapshots.Snapshot().GetListener().GetServerName()
+	if name == "" {
+		if kept, err := g.db.Get(keyServerName); err == nil {
+			name = string(kept)
+		}
+	}
+	return link.OutsideFor(link.ModeFiles, name, g.anchors, g.settings.GRPCServerName, "--grpc-ca")
 }
 
 // final reports whether trying to join again is useless: core said no, or what

@@ -30,6 +30,9 @@ func newComponent(p *proxy) *component {
 		Self: p.self, Log: p.log, Expect: pki.RoleCore, Token: p.token.Load, Health: &portHealth{proxy: p}, Recover: p.renewer.ServeRecover,
 		Handlers: map[string]link.Handler{link.ALPNJoin: c.join, link.ALPNControl: c.control, link.ALPNRelay: c.relay},
 	}
+	if p.outside != nil {
+		c.port.Outside = p.outside.Certificate
+	}
 	return c
 }
 

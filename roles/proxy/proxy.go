@@ -85,6 +85,8 @@ type proxy struct {
 	state     readiness
 
 	certificates certificates
+	issued       *issued             // certificates, in mode internal
+	outside      *link.OutsideSource // what the gRPC port shows in mode files, else nil
 	public       *public
 	component    *component
 	own          *ownServices
@@ -156,21 +158,30 @@ func open(s configs.Proxy, d Deps) (*proxy, error) {
 		Apply:         func(s *control.Snapshot) error { return p.snapshots.Apply(s) },
 		Denials:       p.denials.Take,
 		Revocations:   p.self.Revocations,
+		Certificates:  p.reports,
 		CallsInFlight: func() uint32 { return uint32(p.metrics.InFlight()) },
 		Log:           d.Log,
 	}
 	p.renewer = &link.Renewer{Self: p.self, Dir: p.dir(), End: p.end, RenewBefore: s.RenewBefore, Version: d.Version, Log: d.Log,
 		Ready: func(error) { p.state.changed() }}
 	if s.TLS == "files" {
-		p.certificates, err = openFiles(s.TLSCert, s.TLSKey, d.Log, p.state.changed)
+		source, err := link.OpenOutside(publicPort, s.TLSCert, s.TLSKey, d.Log, p.state.changed)
 		if err != nil {
 			return nil, err
 		}
+		p.certificates = files{source}
 	} else {
-		p.certificates = &issued{log: d.Log, now: time.Now, changed: p.state.changed,
+		p.issued = &issued{log: d.Log, changed: p.state.changed, again: make(chan struct{}, 1),
+			now: func() time.Time { return time.Now().Add(p.end.ClockOffset()) },
 			request: func(ctx context.Context, csr []byte) ([][]byte, error) {
 				return p.end.Request(ctx, csr, control.CertificateRequest_PURPOSE_PUBLIC_PORT)
 			}}
+		p.certificates = p.issued
+	}
+	if s.GRPCTLS == "files" {
+		if p.outside, err = link.OpenOutside("the gRPC port", s.GRPCCert, s.GRPCKey, d.Log, nil); err != nil {
+			return nil, err
+		}
 	}
 	p.public, p.component, p.own = newPublic(p), newComponent(p), &ownServices{proxy: p}
 	if p.db, err = store.OpenComponent(filepath.Join(s.DataDir, "proxy.db")); err != nil {
@@ -190,6 +201,9 @@ func (p *proxy) run(ctx context.Context, grpcListener, publicListener net.Listen
 	group.Go(func() error { return p.public.serve(ctx, work, publicListener) })
 	group.Go(func() error { p.component.keepIdentity(work); return nil })
 	group.Go(func() error { p.certificates.run(work); return nil })
+	if p.outside != nil {
+		group.Go(func() error { return p.outside.Run(work) })
+	}
 	group.Go(func() error { p.own.run(work); return nil })
 	group.Go(func() error {
 		<-ctx.Done()
@@ -200,6 +214,18 @@ func (p *proxy) run(ctx context.Context, grpcListener, publicListener net.Listen
 		return nil
 	})
 	return group.Wait()
+}
+
+// reports are the certificates in use beside the identity, for core.
+func (p *proxy) reports() []*control.Certificate {
+	var list []*control.Certificate
+	if p.outside != nil {
+		list = append(list, p.outside.Report())
+	}
+	if c := p.certificates.report(); c != nil {
+		list = append(list, c)
+	}
+	return list
 }
 
 // dir is where the identity is kept.

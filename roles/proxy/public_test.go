@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -291,5 +292,12 @@ func TestResumedSessionsKeepTheCertificate(t *testing.T) {
 	}
 	if !resumed {
 		t.Error("the second connection did not resume the session of the first")
+	}
+}
+
+func write(t *testing.T, name string, text []byte) {
+	t.Helper()
+	if err := os.WriteFile(name, text, 0o600); err != nil {
+		t.Fatal(err)
 	}
 }

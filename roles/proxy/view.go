@@ -56,6 +56,9 @@ func (p *proxy) prepare(s *control.Snapshot) (func(), error) {
 		components := p.self.Verifier()
 		v.callers = p.self.Bundle().CallerVerifier(components.Now, components.Revoked)
 		p.view.Store(v)
+		if p.issued != nil {
+			p.issued.trusts(p.self.Bundle())
+		}
 		p.state.changed()
 	}, nil
 }
