@@ -87,7 +87,7 @@ func openStreams(t *testing.T, c testgrpc.TestServiceClient, n int) []testgrpc.T
 	t.Helper()
 	var all []testgrpc.TestService_FullDuplexCallClient
 	for range n {
-		ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
 		t.Cleanup(cancel)
 		s, err := c.FullDuplexCall(ctx)
 		if err == nil {
