@@ -108,9 +108,12 @@ func (v *apikeyRevoke) Run(c *cli) error {
 			return err
 		}
 		if v.JSON {
-			return c.printJSON(key)
+			if err := c.printJSON(key); err != nil {
+				return err
+			}
+			return unenforced(key.GetRevocation())
 		}
 		c.say("API key %s is revoked.", v.Name)
-		return nil
+		return c.enforced(key.GetRevocation())
 	})
 }

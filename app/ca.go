@@ -3,6 +3,7 @@ package app
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"sallyport/acme/pki"
@@ -11,12 +12,16 @@ import (
 
 // caNoun is the embedded certificate authority.
 type caNoun struct {
+	Init   caInit   `cmd:"" help:"Make a CA in a directory, for use with nothing running."`
+	Import caImport `cmd:"" help:"Make your own CA the issuer of callers and services."`
 	Show   caShow   `cmd:"" help:"Show its certificates."`
 	Export caExport `cmd:"" help:"Print the root, for whoever has to verify ours."`
+	Rotate caRotate `cmd:"" help:"Replace the CA step by step, with no call dropped."`
+	CRL    caCRL    `cmd:"" name:"crl" help:"Print the list of revoked certificates, for other software."`
 }
 
 type caShow struct {
-	coreFlags
+	caFlags
 	jsonFlag
 }
 
@@ -29,8 +34,8 @@ Example:
 }
 
 func (v *caShow) Run(c *cli) error {
-	return v.core(c, func(ctx context.Context, core control.AdminClient) error {
-		ca, err := core.ShowCA(ctx, &control.ShowCARequest{})
+	return v.authority(c, func(ctx context.Context, by issuer) error {
+		ca, err := by.ShowCA(ctx, &control.ShowCARequest{})
 		if err != nil {
 			return err
 		}
@@ -41,6 +46,7 @@ func (v *caShow) Run(c *cli) error {
 			{"root", "roots", ca.GetRoots()},
 			{"issuer of components", "component_intermediates", ca.GetComponentIntermediates()},
 			{"issuer of callers and services", "caller_intermediates", ca.GetCallerIntermediates()},
+			{"root of an issuer of callers and services", "caller_roots", ca.GetCallerRoots()},
 		}
 		now := time.Now()
 		if v.JSON {
@@ -79,7 +85,7 @@ func (v *caShow) Run(c *cli) error {
 type caExport struct {
 	Output string `short:"o" placeholder:"FILE" type:"path" help:"Write it there instead of stdout."`
 	Force  bool   `help:"Replace FILE."`
-	coreFlags
+	caFlags
 	jsonFlag
 }
 
@@ -92,8 +98,8 @@ Example:
 }
 
 func (v *caExport) Run(c *cli) error {
-	return v.core(c, func(ctx context.Context, core control.AdminClient) error {
-		ca, err := core.ShowCA(ctx, &control.ShowCARequest{})
+	return v.authority(c, func(ctx context.Context, by issuer) error {
+		ca, err := by.ShowCA(ctx, &control.ShowCARequest{})
 		if err != nil {
 			return err
 		}
@@ -118,7 +124,7 @@ func (v *caExport) Run(c *cli) error {
 
 // rootsPEM is what others install to verify certificates of this CA.
 func rootsPEM(ca *control.ShowCAResponse) ([]byte, error) {
-	roots, err := pki.ParseChain(ca.GetRoots())
+	roots, err := pki.ParseChain(slices.Concat(ca.GetRoots(), ca.GetCallerRoots()))
 	if err != nil {
 		return nil, err
 	}

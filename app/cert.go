@@ -3,12 +3,11 @@ package app
 import (
 	"bytes"
 	"context"
-	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
 	"fmt"
-	"strings"
+	"os"
 	"time"
 
 	"sallyport/acme/pki"
@@ -18,13 +17,16 @@ import (
 // certNoun is certificates for callers and services, and looking at any.
 type certNoun struct {
 	Issue  certIssue  `cmd:"" help:"Issue a key and certificate for a caller or a service."`
+	Sign   certSign   `cmd:"" help:"Issue a certificate for a key that stays where it is (CSR)."`
 	Show   certShow   `cmd:"" help:"Show a certificate as a person reads it."`
 	Verify certVerify `cmd:"" help:"Verify a chain, and say why it fails."`
 	Ls     certLs     `cmd:"" help:"List what the CA has issued."`
+	Revoke certRevoke `cmd:"" help:"Make certificates worthless at once."`
 }
 
 type certShow struct {
-	File string `arg:"" help:"PEM or DER; - is stdin."`
+	File  string `arg:"" help:"PEM or DER; - is stdin. With --ca-dir also the serial number of one that CA has issued."`
+	CADir string `name:"ca-dir" type:"path" placeholder:"DIR" help:"Look for the serial number in the CA that ca init made in DIR."`
 	jsonFlag
 }
 
@@ -37,7 +39,13 @@ Example:
 }
 
 func (v *certShow) Run(c *cli) error {
-	chain, err := c.certificates(v.File)
+	from := v.File
+	if serial, err := pki.ParseSerial(from); err == nil && v.CADir != "" {
+		if _, err := os.Stat(from); err != nil {
+			from = (&standalone{dir: v.CADir}).issued(serial)
+		}
+	}
+	chain, err := c.certificates(from)
 	if err != nil {
 		return err
 	}
@@ -135,100 +143,9 @@ func usages(cert *x509.Certificate) []string {
 	return list
 }
 
-type certVerify struct {
-	File    string `arg:"" help:"The chain, leaf first: PEM or DER; - is stdin."`
-	CA      string `name:"ca" placeholder:"FILE" type:"path" help:"Roots, or an intermediate taken as one. Default: the system's."`
-	Name    string `placeholder:"NAME" help:"DNS name or IP address it has to be good for."`
-	Purpose string `enum:"any,server,client" default:"any" placeholder:"any|server|client" help:"What it has to be good for (default any; server with --name)."`
-	Key     string `placeholder:"FILE" type:"path" help:"Private key that has to belong to it."`
-	jsonFlag
-}
-
-func (certVerify) Help() string {
-	return `When a peer refuses a certificate and you want to know why: the first thing that is wrong, and its remedy. Works with nothing running.
-
-Example:
-
-    sallyport cert verify server.crt --ca ca.crt --name api.example.org`
-}
-
-func (v *certVerify) Run(c *cli) error {
-	chain, err := c.certificates(v.File)
-	if err != nil {
-		return err
-	}
-	path, err := v.verify(c, chain)
-	if v.JSON {
-		answer := object{{"valid", err == nil}, {"code", nil}, {"cause", nil}, {"remedy", nil}}
-		if err != nil {
-			r := pki.Explain(err)
-			answer = object{{"valid", false}, {"code", r.Code}, {"cause", r.Cause}, {"remedy", r.Remedy}}
-		}
-		if err := c.printJSON(answer); err != nil {
-			return err
-		}
-		if err != nil {
-			return quietly(1)
-		}
-		return nil
-	}
-	if err != nil {
-		r := pki.Explain(err)
-		return failed(v.File+": "+r.Cause, r.Remedy)
-	}
-	for i, cert := range path {
-		fmt.Fprintf(c.out, "%s%s, until %s\n", strings.Repeat("  ", i), cert.Subject, cert.NotAfter.UTC().Format(time.RFC3339))
-	}
-	c.say("%s is valid.", v.File)
-	return nil
-}
-
-// verify checks the chain and returns the path to the root that it found.
-func (v *certVerify) verify(c *cli, chain []*x509.Certificate) ([]*x509.Certificate, error) {
-	leaf := chain[0]
-	if v.Key != "" {
-		text, err := c.read(v.Key)
-		if err != nil {
-			return nil, failed("--key: "+err.Error(), "")
-		}
-		key, err := pki.ParseKeyPEM(text)
-		if err != nil {
-			return nil, failed("--key "+v.Key+": "+asProblem(err).What, "give a private key in PEM")
-		}
-		if public, ok := leaf.PublicKey.(interface{ Equal(x crypto.PublicKey) bool }); !ok || !public.Equal(key.Public()) {
-			return nil, &pki.Refusal{Code: pki.CodeKeyMismatch, Cause: "the key " + v.Key + " does not belong to the certificate", Remedy: "find the key that was made with this certificate, or issue both anew"}
-		}
-	}
-	options := x509.VerifyOptions{Intermediates: x509.NewCertPool(), DNSName: v.Name, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}
-	if v.CA != "" {
-		roots, err := c.certificates(v.CA)
-		if err != nil {
-			return nil, err
-		}
-		options.Roots = x509.NewCertPool()
-		for _, r := range roots {
-			options.Roots.AddCert(r)
-		}
-	}
-	for _, i := range chain[1:] {
-		options.Intermediates.AddCert(i)
-	}
-	switch {
-	case v.Purpose == "client":
-		options.KeyUsages = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
-	case v.Purpose == "server" || v.Name != "":
-		options.KeyUsages = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
-	}
-	paths, err := leaf.Verify(options)
-	if err != nil {
-		return nil, err
-	}
-	return paths[0], nil
-}
-
 type certLs struct {
 	All bool `help:"Expired and superseded ones too."`
-	coreFlags
+	caFlags
 	jsonFlag
 }
 
@@ -241,8 +158,8 @@ Example:
 }
 
 func (v *certLs) Run(c *cli) error {
-	return v.core(c, func(ctx context.Context, core control.AdminClient) error {
-		list, err := core.ListCertificates(ctx, &control.ListCertificatesRequest{All: v.All})
+	return v.authority(c, func(ctx context.Context, by issuer) error {
+		list, err := by.ListCertificates(ctx, &control.ListCertificatesRequest{All: v.All})
 		if err != nil {
 			return err
 		}
@@ -250,17 +167,26 @@ func (v *certLs) Run(c *cli) error {
 			return c.printJSON(list)
 		}
 		now := time.Now()
-		t := c.table("KIND", "IDENTITY", "SUBJECT", "EXPIRES", "STATE", "SERIAL")
+		t := c.table("KIND", "IDENTITY", "SUBJECT", "HELD BY", "EXPIRES", "STATE", "SERIAL")
 		for _, r := range list.GetCertificates() {
-			expires, state := left(r.GetNotAfterUnix(), now), "good"
-			if expires == "expired" {
-				state = "expired"
-			}
-			if r.GetRevokedUnix() != 0 {
-				state = "revoked"
-			}
-			t.row(r.GetKind(), r.GetIdentity(), r.GetSubject(), expires, state, r.GetSerial())
+			expires, state := standing(r, now)
+			t.row(r.GetKind(), r.GetIdentity(), r.GetSubject(), r.GetHolder(), expires, state, r.GetSerial())
 		}
 		return t.flush("nothing has been issued yet")
 	})
+}
+
+// standing is how long a certificate is good, and what there is to say of it.
+func standing(r *control.CertificateRow, now time.Time) (expires, state string) {
+	expires, state = left(r.GetNotAfterUnix(), now), "good"
+	if r.GetAlert() != "" {
+		state = r.GetAlert()
+	}
+	if expires == "expired" {
+		state = "expired"
+	}
+	if r.GetRevokedUnix() != 0 {
+		state = "revoked"
+	}
+	return expires, state
 }

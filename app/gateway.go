@@ -87,27 +87,34 @@ type gatewaySet struct {
 	IP         []string `name:"ip" placeholder:"IP|CIDR|NAME|any" help:"Replace the addresses it comes from."`
 	Serve      []string `placeholder:"PATTERN" help:"Replace the services it may announce."`
 	ClearServe bool     `help:"Let it announce whatever no other gateway serves."`
+	CertName   []string `placeholder:"NAME|IP" help:"Replace the names of the certificate that it keeps for a local service (--export-cert)."`
+	ClearCert  bool     `name:"clear-cert-names" help:"That certificate names localhost only."`
 	coreFlags
 	jsonFlag
 }
 
 func (gatewaySet) Help() string {
-	return `When a gateway has moved, or shall serve something else. What is not given stays.
+	return `When a gateway has moved, or shall serve something else. What is not given stays. A gateway that runs with --export-cert DIR keeps a renewed certificate there for the service beside it, good for localhost and the names given here.
 
-Example:
+Examples:
 
-    sallyport gateway set orders --ip 10.0.0.8`
+    sallyport gateway set orders --ip 10.0.0.8
+    sallyport gateway set orders --cert-name orders.internal --cert-name 10.0.0.7`
 }
 
 func (v *gatewaySet) Run(c *cli) error {
-	if len(v.IP) == 0 && len(v.Serve) == 0 && !v.ClearServe {
-		return wrong("gateway set "+v.Name+": nothing to change was given", "give --ip, --serve or --clear-serve")
+	if len(v.IP) == 0 && len(v.Serve) == 0 && !v.ClearServe && len(v.CertName) == 0 && !v.ClearCert {
+		return wrong("gateway set "+v.Name+": nothing to change was given", "give --ip, --serve, --clear-serve, --cert-name or --clear-cert-names")
+	}
+	if len(v.CertName) > 0 && v.ClearCert {
+		return wrong("gateway set "+v.Name+": --cert-name and --clear-cert-names contradict each other", "give one of them")
 	}
 	if len(v.Serve) > 0 && v.ClearServe {
 		return wrong("gateway set "+v.Name+": --serve and --clear-serve contradict each other", "give one of them")
 	}
 	return setComponent(c, v.coreFlags, v.jsonFlag, &control.SetComponentRequest{
 		Role: "gateway", Name: v.Name, Peers: v.IP, Serve: v.Serve, ClearServe: v.ClearServe,
+		CertificateNames: v.CertName, ClearCertificateNames: v.ClearCert,
 	})
 }
 
@@ -197,10 +204,13 @@ func removeComponent(c *cli, f coreFlags, j jsonFlag, role, name string) error {
 			return err
 		}
 		if j.JSON {
-			return c.printJSON(gone)
+			if err := c.printJSON(gone); err != nil {
+				return err
+			}
+			return unenforced(gone.GetRevocation())
 		}
 		c.say("%s %s is removed and its identity revoked.", role, name)
-		return nil
+		return c.enforced(gone.GetRevocation())
 	})
 }
 

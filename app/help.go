@@ -15,7 +15,7 @@ var groups = []kong.Group{
 	{Key: "access", Title: "access", Description: "who may call which method"},
 	{Key: "certificates", Title: "certificates", Description: "for callers and for services; components get theirs by themselves"},
 	{Key: "look", Title: "look", Description: "what is going on"},
-	{Key: "keep", Title: "keep", Description: "settings and versions"},
+	{Key: "keep", Title: "keep", Description: "backups, settings and versions"},
 }
 
 // runGroups title the flags of running.

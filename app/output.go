@@ -191,11 +191,11 @@ const (
 
 func stateColour(cell string) string {
 	switch cell {
-	case "connected", "routed", "up", "ready", "allowed":
+	case "connected", "routed", "up", "ready", "allowed", "passed", "good":
 		return green
 	case "invited", "joined", "waiting", "away", "starting":
 		return yellow
-	case "lost", "down", "refused", "removed", "revoked", "expired", "denied":
+	case "lost", "down", "refused", "removed", "revoked", "expired", "denied", "failed":
 		return red
 	}
 	return plainColour

@@ -57,7 +57,8 @@ func TestJSONOfAnswers(t *testing.T) {
       "prefix": "spk_ab",
       "created": "2023-11-14T22:13:20Z",
       "expires": null,
-      "revoked": null
+      "revoked": null,
+      "revocation": null
     }
   ]
 }

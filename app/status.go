@@ -67,6 +67,10 @@ func (c *cli) status(st *control.StatusResponse) error {
 			}
 			t.row("  upstream "+u.GetName(), state, u.GetAddress(), "", "", "", "", "", "", u.GetError())
 		}
+		for _, held := range m.GetCertificates() {
+			expires, state := standing(held, now)
+			t.row("  certificate", state, held.GetSubject(), "", "", "", expires, "", "", held.GetHolder())
+		}
 	}
 	if err := t.flush("no components yet: sallyport proxy add, sallyport gateway add"); err != nil {
 		return err
@@ -77,8 +81,45 @@ func (c *cli) status(st *control.StatusResponse) error {
 	if err := c.services(st.GetServices()); err != nil {
 		return err
 	}
+	if err := c.ownCertificates(st.GetCertificates(), now); err != nil {
+		return err
+	}
 	for _, w := range st.GetWarnings() {
 		c.say("%s", c.warning("attention: "+oneLine(w)))
+	}
+	return nil
+}
+
+// ownCertificates prints those of the CA and of core, and whatever needs
+// attention; components' stand above, all of them in cert ls.
+func (c *cli) ownCertificates(rows []*control.CertificateRow, now time.Time) error {
+	t, more := c.table("CERTIFICATE", "STATE", "OF", "EXPIRES", "SERIAL"), 0
+	for _, r := range rows {
+		expires, state := standing(r, now)
+		switch kind := r.GetKind(); {
+		case state != "good" && state != "revoked":
+		case kind == "root" || kind == "intermediate" || kind == "core":
+		case kind == "client" || kind == "service":
+			more++
+			continue
+		default:
+			continue
+		}
+		of := r.GetIdentity()
+		if of == "" {
+			of = r.GetSubject()
+		}
+		t.row(r.GetKind(), state, of, expires, r.GetSerial())
+	}
+	if t.rows == 0 {
+		return nil
+	}
+	fmt.Fprintln(c.out)
+	if err := t.flush(""); err != nil {
+		return err
+	}
+	if more > 0 {
+		fmt.Fprintf(c.out, "and %d of callers and services: sallyport cert ls\n", more)
 	}
 	return nil
 }
