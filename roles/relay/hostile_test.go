@@ -19,7 +19,9 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	testgrpc "google.golang.org/grpc/interop/grpc_testing"
 )
 
 // records writes TLS 1.3 records by hand, such as no library sends.
@@ -222,5 +224,30 @@ func TestStrangersDoNotFillTheLog(t *testing.T) {
 	}
 	if n := strings.Count(out.String(), "\n"); n != 1000 {
 		t.Errorf("%d lines for a caller who is known", n)
+	}
+}
+
+// TestRequestTrailersOnLinks has a neighbour send trailers of a request, which
+// gRPC does not have. A server written with grpc-go takes them as a misuse of
+// the stream's id and ends the connection, with everybody's calls on it.
+func TestRequestTrailersOnLinks(t *testing.T) {
+	s := &service{}
+	address, _ := backend(t, func(g *grpc.Server) { testgrpc.RegisterTestServiceServer(g, s) })
+	nc, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := NewClient(Socket(nc), &Options{})
+	run(t, out)
+	<-out.Ready()
+	r, _, _ := rawTo(t, &Options{}, HandlerFunc(func(c *Call) { _ = c.Forward(out, c.Header(), ForwardOptions{}) }))
+	r.request(1, "/grpc.testing.TestService/FullDuplexCall", false)
+	r.request(3, "/grpc.testing.TestService/FullDuplexCall", false)
+	r.headers(3, true, "x-forwarded-for", "192.0.2.1")
+	r.expect("HEADERS 3", "HEADERS 1")
+	select {
+	case <-out.Done():
+		t.Error("the connection to the service ended")
+	case <-time.After(300 * time.Millisecond):
 	}
 }
