@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"sallyport/acme/pki"
 	"sallyport/roles/control"
 	"sallyport/roles/link"
@@ -39,7 +41,7 @@ func (r *registry) get(k key) *component {
 	defer r.mu.Unlock()
 	c := r.components[k]
 	if c == nil {
-		c = &component{key: k}
+		c = &component{key: k, lines: rate.NewLimiter(rate.Every(10*time.Second), 20)}
 		c.turned.Store(r.started.UnixNano())
 		r.components[k] = c
 	}
@@ -98,6 +100,7 @@ func (r *registry) waiter() <-chan struct{} {
 // component is one gateway or proxy as it lives.
 type component struct {
 	key
+	lines *rate.Limiter // see speak
 
 	// Every call reads these.
 	links        relay.Pool    // towards a gateway, from a proxy
@@ -210,6 +213,10 @@ func (c *component) explain(detail string) {
 		c.detail = detail
 	}
 }
+
+// speak reports whether a line may be logged about what the component has just
+// said: it alone chooses how often it says it.
+func (c *component) speak() bool { return c.lines.Allow() }
 
 // once reports whether what has not been said yet; it has been from then on.
 func (c *component) once(what string) bool {

@@ -102,7 +102,9 @@ func (c *core) acknowledged(s *link.Session, ack *control.SnapshotAck) {
 	}
 	g := ack.GetGeneration()
 	if why := ack.GetError(); why != "" {
-		c.log.Error("component refused its snapshot and works on by the former one", string(m.role), m.name, "generation", g.GetGeneration(), "cause", clean(why))
+		if m.speak() {
+			c.log.Error("component refused its snapshot and works on by the former one", string(m.role), m.name, "generation", g.GetGeneration(), "cause", clean(why))
+		}
 		return
 	}
 	m.mu.Lock()
