@@ -79,7 +79,11 @@ func (c *core) refuseAdoption(ctx context.Context, a link.JoinAttempt, err error
 		if token, err := c.db.TokenByKey(ctx, a.TokenKey); err == nil {
 			name = token.Name
 		}
-		// The store has audited it, with both addresses.
+		// The store has audited it, with both addresses. Who has the token can
+		// try as often as he likes; the store says which attempts are news.
+		if !bound.Alarm {
+			return refusal
+		}
 		c.log.Error("ALARM: a join token was used with a second key", "alarm", "second_key", string(a.Role), name,
 			"first_address", bound.Source, "second_address", source, "cause", refusal.Cause, "remedy", refusal.Remedy)
 		return refusal

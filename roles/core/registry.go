@@ -68,6 +68,16 @@ func (r *registry) remove(k key, why *pki.Refusal) {
 	r.wake()
 }
 
+// forget takes a component out that has been cut off, unless another one has
+// its name by now.
+func (r *registry) forget(c *component) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.components[c.key] == c {
+		delete(r.components, c.key)
+	}
+}
+
 // list returns the components of a role, by name; "" is all.
 func (r *registry) list(role pki.Role) []*component {
 	r.mu.Lock()

@@ -132,7 +132,9 @@ func (p *publisher) publishLocked(ctx context.Context) error {
 	p.ruling.Store(p.rule(f, need))
 	p.registry.wake()
 	for _, parcel := range parcels {
-		parcel.deliver()
+		if err := parcel.deliver(); err != nil {
+			p.log.Error("component works on by its former snapshot", "cause", err)
+		}
 	}
 	return nil
 }
@@ -145,14 +147,15 @@ type parcel struct {
 }
 
 // deliver makes the snapshot the one that its component works by.
-func (p *parcel) deliver() {
+func (p *parcel) deliver() error {
 	p.to.mu.Lock()
 	p.to.snapshot, p.to.hash = p.snapshot, p.hash
 	session := p.to.session
 	p.to.mu.Unlock()
-	if session != nil {
-		session.Send(p.snapshot)
+	if session == nil {
+		return nil
 	}
+	return session.Send(p.snapshot)
 }
 
 // number gives a snapshot its generation: the component's last one when the
