@@ -251,3 +251,23 @@ func TestRequestTrailersOnLinks(t *testing.T) {
 	case <-time.After(300 * time.Millisecond):
 	}
 }
+
+// TestResponseOfEndedCall has a response begin in the moment in which its call
+// ends for another reason, and go on. What followed was taken for a mistake of
+// the peer's, and the link was given up with everybody's calls on it.
+func TestResponseOfEndedCall(t *testing.T) {
+	var held *Call
+	up, out, _ := rawFrom(t, &Options{})
+	r, _, _ := rawTo(t, &Options{Edge: true}, HandlerFunc(func(c *Call) { held = c; _ = c.Forward(out, c.Header(), ForwardOptions{}) }))
+	r.request(1, "/t.S/M", true)
+	up.expect("HEADERS 1")
+	held.mu.Lock()
+	held.done = true // by a cancellation that has not got as far as the link yet
+	held.mu.Unlock()
+	up.headers(1, false, ":status", "200", "content-type", "application/grpc")
+	up.must(up.fr.WriteData(1, false, make([]byte, 100)))
+	up.headers(1, true, "grpc-status", "0")
+	up.expect("RST 1 CANCEL")
+	up.must(up.fr.WritePing(false, [8]byte{}))
+	up.expect("PING ack")
+}
