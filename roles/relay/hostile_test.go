@@ -271,3 +271,15 @@ func TestResponseOfEndedCall(t *testing.T) {
 	up.must(up.fr.WritePing(false, [8]byte{}))
 	up.expect("PING ack")
 }
+
+// TestResetsOfManyCallers has a link carry what many callers do, each within its
+// own limit. The link had one too, and its end was the end of everybody's calls;
+// one caller alone could bring it about by calls that are answered before their
+// request has ended.
+func TestResetsOfManyCallers(t *testing.T) {
+	r, _, _ := rawTo(t, &Options{}, answering)
+	r.request(1, "/t.S/Hold", false)
+	r.write(bytes.Repeat(appendRST(nil, 1, codeCancel), 50_000))
+	r.request(3, "/t.S/Ok", true)
+	r.expect("HEADERS 3 END")
+}
