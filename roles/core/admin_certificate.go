@@ -70,7 +70,7 @@ func (a *admin) IssueCertificate(ctx context.Context, in *control.IssueCertifica
 	if err := c.record(ctx, actor(ctx), issued, string(request.ID.Role), request.ID, 0); err != nil {
 		return nil, refusal(err)
 	}
-	c.log.Info("certificate was issued", "identity", request.ID, "serial", issued.Serial, "not_after", issued.Chain[0].NotAfter, "actor", actor(ctx))
+	c.log.Info("certificate was issued", "identity", request.ID.String(), "serial", issued.Serial, "not_after", issued.Chain[0].NotAfter, "actor", actor(ctx))
 	return &control.IssueCertificateResponse{Chain: issued.DER(), Roots: c.ca.Bundle().Proto().GetRoots(), Identity: request.ID.String()}, nil
 }
 

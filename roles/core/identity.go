@@ -35,7 +35,7 @@ func openAuthority(ctx context.Context, db *store.Core, s configs.Core, log *slo
 		if td := ca.TrustDomain(); s.TrustDomain != td && s.TrustDomain != defaultTrustDomain {
 			return nil, fmt.Errorf("the trust domain cannot change: the CA in %s is for %s and the settings say %s; leave --trust-domain out, or start a new core in another data directory", dir, td, s.TrustDomain)
 		}
-		return ca, nil
+		return ca, recordAuthority(ctx, db, ca)
 	}
 	if !errors.Is(err, pki.ErrNoAuthority) {
 		return nil, err
@@ -52,19 +52,25 @@ func openAuthority(ctx context.Context, db *store.Core, s configs.Core, log *slo
 		return nil, err
 	}
 	log.Info("made a new certificate authority", "directory", dir, "trust_domain", ca.TrustDomain())
+	return ca, recordAuthority(ctx, db, ca)
+}
+
+// recordAuthority makes the database know the authority's own certificates,
+// also when core was killed between making and recording them.
+func recordAuthority(ctx context.Context, db *store.Core, ca *pki.Authority) error {
 	b := ca.Bundle()
 	for kind, certs := range map[string][]*x509.Certificate{"root": b.Roots, "intermediate": slices.Concat(b.ComponentIntermediates, b.CallerIntermediates)} {
 		for _, cert := range certs {
 			r, err := recordOf(&pki.Issued{Chain: []*x509.Certificate{cert}, Serial: pki.Serial(cert)}, kind, pki.ID{}, 0)
 			if err != nil {
-				return nil, err
+				return err
 			}
 			if err := db.RecordCertificate(ctx, actorCore, r); err != nil && !errors.Is(err, store.ErrExists) {
-				return nil, err
+				return err
 			}
 		}
 	}
-	return ca, nil
+	return nil
 }
 
 // refreshIdentity puts core's own certificate in force: the one on disk while

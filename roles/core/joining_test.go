@@ -288,6 +288,30 @@ func TestTheClockIsLookedAt(t *testing.T) {
 	}
 }
 
+// TestKilledAfterMakingTheAuthority: the CA is on disk, and the database has
+// not heard of it.
+func TestKilledAfterMakingTheAuthority(t *testing.T) {
+	s := settings(t)
+	if _, err := pki.CreateAuthority(filepath.Join(s.DataDir, "ca"), s.TrustDomain, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		r := start(t, s)
+		out, err := r.admin.ListCertificates(context.Background(), &control.ListCertificatesRequest{All: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		kinds := map[string]int{}
+		for _, c := range out.GetCertificates() {
+			kinds[c.GetKind()]++
+		}
+		if kinds["root"] != 1 || kinds["intermediate"] != 2 || kinds["core"] != 1 {
+			t.Errorf("it knows %v", kinds)
+		}
+		r.end()
+	}
+}
+
 func TestNoSecondAuthorityBesideItsDatabase(t *testing.T) {
 	s := settings(t)
 	r := start(t, s)
