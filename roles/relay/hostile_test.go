@@ -283,3 +283,21 @@ func TestResetsOfManyCallers(t *testing.T) {
 	r.request(3, "/t.S/Ok", true)
 	r.expect("HEADERS 3 END")
 }
+
+// TestDeadlineWhileServing has a deadline pass while the handler looks at the
+// call, which a caller can ask for and a busy machine grants. The outcome was
+// told beside the handler, which notes things about the call without a lock.
+func TestDeadlineWhileServing(t *testing.T) {
+	var serving, beside atomic.Bool
+	r, _, _ := rawTo(t, &Options{Edge: true, Limits: Limits{DeadlineGrace: time.Millisecond}}, HandlerFunc(func(c *Call) {
+		serving.Store(true)
+		c.OnDone(func(Outcome) { beside.Store(serving.Load()) })
+		time.Sleep(300 * time.Millisecond)
+		serving.Store(false)
+	}))
+	r.request(1, "/t.S/M", true, "grpc-timeout", "1n")
+	r.expect("HEADERS 1 END :status=200 content-type=application/grpc grpc-status=4")
+	if beside.Load() {
+		t.Error("the outcome was told while the handler was at work")
+	}
+}
