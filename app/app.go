@@ -164,8 +164,8 @@ func (c *cli) report(err error) int {
 	}
 	status := 1
 	for _, p := range list.all {
-		c.say("sallyport: %s", p.What)
-		for line := range strings.Lines(p.Remedy) {
+		c.say("sallyport: %s", masked(p.What))
+		for line := range strings.Lines(masked(p.Remedy)) {
 			c.say("  → %s", strings.TrimRight(line, "\n"))
 		}
 		if p.AskedWrongly {

@@ -3,6 +3,7 @@ package app
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"google.golang.org/grpc/codes"
@@ -41,6 +42,13 @@ func (l *problems) Error() string {
 	return strings.Join(texts, "\n")
 }
 
+// bareSecret is a join token or an API key.
+var bareSecret = regexp.MustCompile(`\b(sp1\.|spk_)[A-Za-z0-9_-]{16,}`)
+
+// masked takes secrets out of a message: who puts one where it does not belong
+// finds his words in the error, and errors are kept in logs.
+func masked(s string) string { return bareSecret.ReplaceAllString(s, "${1}…") }
+
 // problemsJSON is what is wrong, for scripts.
 func problemsJSON(err error) []object {
 	list := []object{}
@@ -52,7 +60,7 @@ func problemsJSON(err error) []object {
 		l = &problems{all: []*problem{asProblem(err)}}
 	}
 	for _, p := range l.all {
-		list = append(list, object{{"problem", p.What}, {"remedy", p.Remedy}})
+		list = append(list, object{{"problem", masked(p.What)}, {"remedy", masked(p.Remedy)}})
 	}
 	return list
 }

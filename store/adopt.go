@@ -138,8 +138,8 @@ func (t *tx) secondKey(token TokenRecord, a Adoption, open bool) error {
 	if err != nil {
 		return err
 	}
-	bound := &TokenBoundError{Source: token.Source, At: token.BoundAt}
-	if bits.OnesCount64(alarms) == 1 {
+	bound := &TokenBoundError{Source: token.Source, At: token.BoundAt, Alarm: bits.OnesCount64(alarms) == 1}
+	if bound.Alarm {
 		if err := t.audit(ActionAlarm+"second_key", label(token.Role, token.Name), fmt.Sprintf(
 			"join token used with a second key from %s; its first use was from %s at %s; attempt %d. Unless both were you, somebody else has the token: run sallyport %s rm %s and add it again",
 			a.Source, bound.Source, bound.At.Format(time.RFC3339), alarms, token.Role, token.Name)); err != nil {

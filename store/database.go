@@ -169,6 +169,8 @@ type tx struct {
 
 	changed, audited bool
 
+	holds *holds // read once, when a service is judged
+
 	// verdict is what the method returns although the transaction commits: a
 	// refusal that left an alarm behind.
 	verdict error

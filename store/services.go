@@ -69,9 +69,6 @@ func coversAny(patterns []string, service string) bool {
 	return false
 }
 
-// overlap reports whether a call could belong to both.
-func overlap(a, b string) bool { return Covers(a, b) || Covers(b, a) }
-
 func scanService(row func(...any) error) (r ServiceRecord, err error) {
 	var methods string
 	var first int64
@@ -201,7 +198,7 @@ func (t *tx) judge(g ComponentRecord, service string) (state, holder string, err
 		}
 		waits = waits || s == ServiceWaiting
 	}
-	if holder, err = holderOf(t.ctx, t.sql, service, owner(g)); err != nil {
+	if holder, err = t.serviceHolder(service, owner(g)); err != nil {
 		return "", "", err
 	}
 	if waits || holder != "" {
@@ -210,23 +207,72 @@ func (t *tx) judge(g ComponentRecord, service string) (state, holder string, err
 	return ServiceRouted, "", nil
 }
 
-// holderOf finds who else than one owner has calls of a service, or of
-// services that overlap with it, routed to it.
-func holderOf(ctx context.Context, from source, service, but string) (string, error) {
-	type hold struct{ service, owner string }
-	holds, err := all(ctx, from, func(row func(...any) error) (h hold, err error) {
+// hold is a service that has calls routed to an owner.
+type hold struct{ service, owner string }
+
+// holds are all of them, who came first comes first.
+type holds struct {
+	list []hold
+	at   map[string][]int // by service
+}
+
+func readHolds(ctx context.Context, from source) (*holds, error) {
+	list, err := all(ctx, from, func(row func(...any) error) (h hold, err error) {
 		err = row(&h.service, &h.owner)
 		return h, err
-	}, "SELECT service, owner FROM services WHERE state = 'routed' AND owner <> ? GROUP BY service, owner ORDER BY min(first_seen), owner", but)
+	}, "SELECT service, owner FROM services WHERE state = 'routed' GROUP BY service, owner ORDER BY min(first_seen), owner")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	for _, h := range holds {
-		if overlap(h.service, service) {
-			return h.owner, nil
+	h := &holds{list, make(map[string][]int, len(list))}
+	for i, one := range list {
+		h.at[one.service] = append(h.at[one.service], i)
+	}
+	return h, nil
+}
+
+// of finds who else than one owner has calls of a service, or of services that
+// overlap with it (one covers the other), routed to it; empty when nobody has. Gateways announce many
+// services, so this does not look at all of them for each.
+func (h *holds) of(service, but string) string {
+	best := len(h.list)
+	see := func(name string) {
+		for _, i := range h.at[name] {
+			if h.list[i].owner != but {
+				best = min(best, i)
+				return
+			}
 		}
 	}
-	return "", nil
+	see(service)
+	for i := range len(service) { // the patterns that cover it
+		if service[i] == '.' {
+			see(service[:i+1] + "*")
+		}
+	}
+	if strings.HasSuffix(service, ".*") { // what it covers
+		for i, one := range h.list[:best] {
+			if one.owner != but && Covers(service, one.service) {
+				best = i
+				break
+			}
+		}
+	}
+	if best == len(h.list) {
+		return ""
+	}
+	return h.list[best].owner
+}
+
+// serviceHolder is holds.of for judgements in one transaction. They are all about one
+// owner, and change no other's holds.
+func (t *tx) serviceHolder(service, but string) (_ string, err error) {
+	if t.holds == nil {
+		if t.holds, err = readHolds(t.ctx, t.sql); err != nil {
+			return "", err
+		}
+	}
+	return t.holds.of(service, but), nil
 }
 
 // judgeAgain applies changed --serve patterns to what a gateway and its
@@ -294,13 +340,20 @@ func (c *Core) AllowService(ctx context.Context, actor Actor, service, gateway s
 // Services returns what every gateway announced, by service and gateway.
 func (c *Core) Services(ctx context.Context) ([]ServiceRecord, error) {
 	rows, err := all(ctx, c.db.reader, scanService, selectServices+"ORDER BY service, gateway")
-	for i := range rows {
-		if err == nil && rows[i].State == ServiceWaiting {
-			rows[i].Holder, err = holderOf(ctx, c.db.reader, rows[i].Service, rows[i].Owner)
-		}
-	}
 	if err != nil {
 		return nil, fmt.Errorf("read services: %w", err)
+	}
+	var held *holds
+	for i := range rows {
+		if rows[i].State != ServiceWaiting {
+			continue
+		}
+		if held == nil {
+			if held, err = readHolds(ctx, c.db.reader); err != nil {
+				return nil, fmt.Errorf("read services: %w", err)
+			}
+		}
+		rows[i].Holder = held.of(rows[i].Service, rows[i].Owner)
 	}
 	return rows, nil
 }

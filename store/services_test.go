@@ -3,6 +3,8 @@ package store
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -220,6 +222,61 @@ func TestAnnouncementsAreBounded(t *testing.T) {
 			t.Errorf("%d services, %v", len(list), err)
 		}
 	})
+}
+
+// TestHolders: the holder that is found by names is the one that looking at all
+// of them finds.
+func TestHolders(t *testing.T) {
+	names := []string{"a.A", "a.*", "a.b.B", "a.b.*", "a.b.c.C", "ab.A", "ab.*", "b.B", "b.*", "A"}
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 3000 {
+		h := &holds{at: map[string][]int{}}
+		for i := range random.IntN(8) {
+			one := hold{names[random.IntN(len(names))], string(rune('p' + random.IntN(3)))}
+			h.list = append(h.list, one)
+			h.at[one.service] = append(h.at[one.service], i)
+		}
+		service, want := names[random.IntN(len(names))], ""
+		for _, one := range h.list {
+			if one.owner != "p" && (Covers(one.service, service) || Covers(service, one.service)) {
+				want = one.owner
+				break
+			}
+		}
+		if got := h.of(service, "p"); got != want {
+			t.Fatalf("%s among %v is held by %q, found %q", service, h.list, want, got)
+		}
+	}
+}
+
+// TestManyServicesWait: one gateway announces all that another one holds. Every
+// publication reads that, and revocations wait for publications.
+func TestManyServicesWait(t *testing.T) {
+	c := openCore(t, filepath.Join(t.TempDir(), "core.db"))
+	for i, name := range []string{"first", "second"} {
+		add(t, c, ComponentRecord{Role: pki.RoleGateway, Name: name}, tokenFor(fmt.Sprint(i)))
+		var all []Announced
+		for n := range MaxServices {
+			all = append(all, Announced{Service: fmt.Sprintf("acme.v1.S%d", n)})
+		}
+		if _, err := c.ObserveServices(t.Context(), name, all); err != nil {
+			t.Fatal(err)
+		}
+	}
+	began := time.Now()
+	rows, err := c.Services(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	waiting := 0
+	for _, r := range rows {
+		if r.State == ServiceWaiting && r.Holder == "first" {
+			waiting++
+		}
+	}
+	if d := time.Since(began); waiting != MaxServices || d > 1500*time.Millisecond {
+		t.Errorf("%d wait, and to find that took %v", waiting, d)
+	}
 }
 
 func TestAnnouncingTheSameWritesNothing(t *testing.T) {

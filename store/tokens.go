@@ -26,6 +26,7 @@ var (
 type TokenBoundError struct {
 	Source string
 	At     time.Time
+	Alarm  bool // this attempt was audited; the first was, and then as their number doubles
 }
 
 func (e *TokenBoundError) Error() string {

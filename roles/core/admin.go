@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/user"
 	"strconv"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -27,6 +28,10 @@ import (
 type admin struct {
 	control.UnimplementedAdminServer
 	core *core
+
+	// changing is held while a component is added, changed or removed: the
+	// store, the links and the workers have to hear of it in the same order.
+	changing sync.Mutex
 }
 
 // serve serves the socket until ctx ends.

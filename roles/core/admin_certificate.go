@@ -137,7 +137,7 @@ func (a *admin) IssueCertificate(ctx context.Context, in *control.IssueCertifica
 	if err := c.record(ctx, actor(ctx), ca, issued, string(role), request.ID, 0, ""); err != nil {
 		return nil, refusal(err)
 	}
-	c.log.Info("certificate was issued", "identity", identity, "subject", issued.Chain[0].Subject, "serial", issued.Serial, "not_after", issued.Chain[0].NotAfter, "actor", actor(ctx))
+	c.log.Info("certificate was issued", "identity", identity, "subject", issued.Chain[0].Subject.String(), "serial", issued.Serial, "not_after", issued.Chain[0].NotAfter, "actor", actor(ctx))
 	b := ca.Bundle().Proto()
 	return &control.IssueCertificateResponse{Chain: issued.DER(), Roots: append(b.GetRoots(), b.GetCallerRoots()...), Identity: identity}, nil
 }

@@ -75,6 +75,8 @@ func (a *admin) AddComponent(ctx context.Context, in *control.AddComponentReques
 	if err != nil {
 		return nil, wrong("%s: %v", what, err)
 	}
+	a.changing.Lock()
+	defer a.changing.Unlock()
 	added, err := c.db.AddComponent(ctx, actor(ctx), record, store.TokenRecord{PublicKey: token.PublicKey(), Role: role, Name: record.Name,
 		Expires: token.Expires, Reusable: record.Reusable, Uses: int(in.GetUses())})
 	if err != nil {
@@ -191,6 +193,8 @@ func (a *admin) SetComponent(ctx context.Context, in *control.SetComponentReques
 	if len(in.GetServe()) > 0 && in.GetClearServe() {
 		return nil, wrong("%s: --serve and --clear-serve contradict each other", what)
 	}
+	a.changing.Lock()
+	defer a.changing.Unlock()
 	r, err := a.core.db.SetComponent(ctx, actor(ctx), role, in.GetName(), func(r *store.ComponentRecord) error {
 		if len(in.GetPeers()) > 0 {
 			if r.Peers, err = peersOf(what, role, in.GetPeers()); err != nil {
@@ -285,6 +289,8 @@ func (a *admin) RemoveComponent(ctx context.Context, in *control.RemoveComponent
 	if err != nil {
 		return nil, err
 	}
+	a.changing.Lock()
+	defer a.changing.Unlock()
 	since := time.Now()
 	r, err := c.db.RemoveComponent(ctx, actor(ctx), role, in.GetName())
 	if err != nil {

@@ -148,7 +148,7 @@ func (c *core) announced(s *link.Session, in *control.Announcement) {
 	}
 	g := c.registry.get(key{pki.RoleGateway, s.Peer.ID.Name})
 	a, left := readAnnouncement(in)
-	if len(left) > 0 {
+	if len(left) > 0 && g.speak() {
 		c.log.Warn("gateway announced what cannot be taken", "gateway", g.name, "left_out", strings.Join(left[:min(len(left), 10)], "; "))
 	}
 	former := g.announcement()
@@ -185,7 +185,9 @@ func (c *core) observe(ctx context.Context, g *component, a, former *announcemen
 	slices.SortFunc(news, func(a, b store.Announced) int { return strings.Compare(a.Service, b.Service) })
 	rows, err := c.db.ObserveServices(ctx, g.name, news)
 	if err != nil {
-		c.log.Error("services cannot be recorded and are not routed", "gateway", g.name, "services", len(news), "cause", err)
+		if g.speak() {
+			c.log.Error("services cannot be recorded and are not routed", "gateway", g.name, "services", len(news), "cause", err)
+		}
 		return
 	}
 	for _, row := range rows {

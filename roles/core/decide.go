@@ -88,7 +88,7 @@ func onward(in []relay.Field, v *verdict, requestID string) []relay.Field {
 	out := make([]relay.Field, 0, len(in)+3)
 	for _, f := range in {
 		switch {
-		case reserved(f.Name):
+		case relay.Reserved(f.Name):
 			continue
 		case f.Name == "authorization" && !v.Treatment.ForwardAuthorization:
 			continue
@@ -109,12 +109,6 @@ func onward(in []relay.Field, v *verdict, requestID string) []relay.Field {
 
 // callerName is a caller as upstreams and logs read it.
 func callerName(c policy.Caller) string { return c.ID }
-
-// reserved reports whether only components may write a header of this name.
-func reserved(name string) bool {
-	const ours = "sallyport"
-	return len(name) > len(ours) && name[:len(ours)] == ours && (name[len(ours)] == '-' || name[len(ours)] == '_')
-}
 
 // validTraceparent accepts version 00 of the W3C format.
 func validTraceparent(s string) bool {

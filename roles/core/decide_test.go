@@ -59,7 +59,9 @@ func TestOnwardDropsWhatOnlyComponentsSay(t *testing.T) {
 	v.Permissions = []string{"a", "b c"}
 	v.caller = policy.Caller{ID: "cn:x y"}
 	in := []relay.Field{{Name: "sallyport-caller", Value: "forged"}, {Name: "sallyport_caller", Value: "forged"}, {Name: "sallyport-anything", Value: "forged"},
-		{Name: "authorization", Value: "Bearer x"}, {Name: "traceparent", Value: "forged"}, {Name: "sallyporter", Value: "kept"}, {Name: "content-type", Value: "application/grpc"}}
+		{Name: "authorization", Value: "Bearer x"}, {Name: "traceparent", Value: "forged"}, {Name: "sallyporter", Value: "kept"},
+		// What a neighbour says of where the call came from is not what upstreams read.
+		{Name: "x-forwarded-for", Value: "forged"}, {Name: "forwarded", Value: "forged"}, {Name: "x-real-ip", Value: "forged"}, {Name: "content-type", Value: "application/grpc"}}
 	before := len(in)
 	var text []string
 	for _, f := range onward(in, v, "id") {

@@ -119,27 +119,41 @@ func renewAt(leaf *x509.Certificate, share float64) time.Time {
 // certificate.
 func (c *core) keepIdentity(ctx context.Context) error {
 	pause := time.Second
+	var leaf *x509.Certificate
+	var due time.Time
 	for {
-		leaf := c.self.Credentials().Chain[0]
-		jitter, err := rand.Int(rand.Reader, big.NewInt(60))
-		if err != nil {
-			return err
+		if now := c.self.Credentials().Chain[0]; now != leaf {
+			jitter, err := rand.Int(rand.Reader, big.NewInt(60))
+			if err != nil {
+				return err
+			}
+			leaf, due = now, renewAt(now, 0.60+float64(jitter.Int64())/1000)
 		}
-		wait := max(time.Until(renewAt(leaf, 0.60+float64(jitter.Int64())/1000)), pause)
-		timer := time.NewTimer(wait)
+		timer := time.NewTimer(nextLook(time.Until(due), pause))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
 			return nil
-		case now := <-timer.C:
-			if err := c.refreshIdentity(ctx, now); err != nil && ctx.Err() == nil {
-				c.log.Error("core's own certificate could not be renewed", "not_after", leaf.NotAfter, "cause", err)
-				c.alerts.raise(ctx, alert{Code: "renewal_failed", Subject: "core", Once: "renewal core " + pki.Serial(leaf),
-					Text: "core's own certificate could not be renewed: " + clean(err.Error()), Remedy: fmt.Sprintf("see core's log; the certificate ends at %s", leaf.NotAfter.UTC().Format(time.RFC3339))})
-				pause = min(2*pause, time.Minute)
-				continue
-			}
-			pause = time.Second
+		case <-timer.C:
 		}
+		now := time.Now()
+		if now.Before(due) {
+			continue
+		}
+		if err := c.refreshIdentity(ctx, now); err != nil && ctx.Err() == nil {
+			c.log.Error("core's own certificate could not be renewed", "not_after", leaf.NotAfter, "cause", err)
+			c.alerts.raise(ctx, alert{Code: "renewal_failed", Subject: "core", Once: "renewal core " + pki.Serial(leaf),
+				Text: "core's own certificate could not be renewed: " + clean(err.Error()), Remedy: fmt.Sprintf("see core's log; the certificate ends at %s", leaf.NotAfter.UTC().Format(time.RFC3339))})
+			pause = min(2*pause, time.Minute)
+			continue
+		}
+		pause = time.Second
 	}
+}
+
+// nextLook is how long to wait before looking at the clock again. A timer
+// stands still while the host sleeps, and hears nothing of a clock that is set;
+// certificates end by the clock.
+func nextLook(until, least time.Duration) time.Duration {
+	return max(min(until, time.Minute), least)
 }

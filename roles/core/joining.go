@@ -87,7 +87,11 @@ func (c *core) refuseAdoption(ctx context.Context, a link.JoinAttempt, err error
 		if token, err := c.db.TokenByKey(ctx, a.TokenKey); err == nil {
 			name = token.Name
 		}
-		// The store has audited it, with both addresses.
+		// The store has audited it, with both addresses. Who has the token can
+		// try as often as he likes; the store says which attempts are news.
+		if !bound.Alarm {
+			return refusal
+		}
 		c.alerts.raise(ctx, alert{Code: "second_key", Subject: string(a.Role) + "/" + name, Alarm: true, Once: fmt.Sprintf("second_key %s/%s %x", a.Role, name, a.SPKI),
 			Text:   fmt.Sprintf("a join token was used with a second key: first from %s, then from %s: %s", bound.Source, source, refusal.Cause),
 			Remedy: refusal.Remedy})

@@ -63,6 +63,58 @@ func TestASecondKeyIsRefusedWithAnAlarm(t *testing.T) {
 	}
 }
 
+// TestAlarmsThinOut: who holds a used token tries again and again, and does not
+// fill the log.
+func TestAlarmsThinOut(t *testing.T) {
+	r := start(t, settings(t))
+	token := r.invite("orders")
+	for range 17 {
+		r.stranger("orders").join(token)
+	}
+	if n := strings.Count(r.log.String(), "ALARM"); n != 5 { // attempts 1, 2, 4, 8, 16
+		t.Errorf("%d alarms were logged", n)
+	}
+}
+
+// TestRemovedWhileItConnects: a gateway is removed after core has looked it up
+// for a new session, and before there is a session that could be cut.
+func TestRemovedWhileItConnects(t *testing.T) {
+	r := start(t, settings(t))
+	g := r.addGateway("orders")
+	c := r.info.admin.(*admin).core
+	k := key{pki.RoleGateway, "orders"}
+	c.registry.remove(k, refuseRemoved(k)) // as it is after a start of core
+	c.registry.mu.Lock()
+	g.connect()
+	time.Sleep(500 * time.Millisecond) // it has been looked up, and waits for its place
+	if _, err := c.db.RemoveComponent(context.Background(), actorCore, k.role, k.name); err != nil {
+		t.Fatal(err)
+	}
+	delete(c.registry.components, k)
+	c.registry.mu.Unlock()
+	eventually(t, "it is told", func() error {
+		if !strings.Contains(r.log.String(), "gateway orders was removed") {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	if m := c.registry.find(k); m != nil && m.connected.Load() || len(c.sessions.Sessions()) != 0 {
+		t.Error("a removed gateway has a session")
+	}
+}
+
+// TestAnInvitedComponentHasNoIdentity: a certificate that fits it can only be
+// from before core's database was lost.
+func TestAnInvitedComponentHasNoIdentity(t *testing.T) {
+	r := start(t, settings(t))
+	r.invite("orders")
+	c := r.info.admin.(*admin).core
+	peer := link.Peer{ID: pki.ID{TrustDomain: "test.internal", Role: pki.RoleGateway, Name: "orders"}, Incarnation: 1}
+	if refusal := c.check(link.ALPNControl, peer); refusal == nil || refusal.Code != pki.CodeRevoked {
+		t.Errorf("it was let in: %v", refusal)
+	}
+}
+
 func TestWhyATokenIsRefused(t *testing.T) {
 	r := start(t, settings(t))
 	// Of a component that was removed again.
@@ -225,6 +277,38 @@ func TestAJitteredRenewalComesBeforeTheEnd(t *testing.T) {
 		if got := renewAt(leaf, share).Sub(issued); got < want-time.Second || got > want+time.Second {
 			t.Errorf("renewal at %v of the life is after %v, want %v", share, got, want)
 		}
+	}
+}
+
+func TestTheClockIsLookedAt(t *testing.T) {
+	for until, want := range map[time.Duration]time.Duration{14 * time.Hour: time.Minute, 20 * time.Second: 20 * time.Second, -time.Hour: time.Second} {
+		if got := nextLook(until, time.Second); got != want {
+			t.Errorf("%v before the renewal the next look is after %v, want %v", until, got, want)
+		}
+	}
+}
+
+// TestKilledAfterMakingTheAuthority: the CA is on disk, and the database has
+// not heard of it.
+func TestKilledAfterMakingTheAuthority(t *testing.T) {
+	s := settings(t)
+	if _, err := pki.CreateAuthority(authorityDir(s.DataDir), pki.Secret{}, s.TrustDomain, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		r := start(t, s)
+		out, err := r.admin.ListCertificates(context.Background(), &control.ListCertificatesRequest{All: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		kinds := map[string]int{}
+		for _, c := range out.GetCertificates() {
+			kinds[c.GetKind()]++
+		}
+		if kinds["root"] != 1 || kinds["intermediate"] != 2 || kinds["core"] != 1 {
+			t.Errorf("it knows %v", kinds)
+		}
+		r.end()
 	}
 }
 

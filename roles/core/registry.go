@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"sallyport/acme/pki"
 	"sallyport/roles/control"
 	"sallyport/roles/link"
@@ -39,7 +41,7 @@ func (r *registry) get(k key) *component {
 	defer r.mu.Unlock()
 	c := r.components[k]
 	if c == nil {
-		c = &component{key: k}
+		c = &component{key: k, lines: rate.NewLimiter(rate.Every(10*time.Second), 20)}
 		c.turned.Store(r.started.UnixNano())
 		r.components[k] = c
 	}
@@ -64,6 +66,16 @@ func (r *registry) remove(k key, why *pki.Refusal) {
 		c.cut(why)
 	}
 	r.wake()
+}
+
+// forget takes a component out that has been cut off, unless another one has
+// its name by now.
+func (r *registry) forget(c *component) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.components[c.key] == c {
+		delete(r.components, c.key)
+	}
 }
 
 // list returns the components of a role, by name; "" is all.
@@ -98,6 +110,7 @@ func (r *registry) waiter() <-chan struct{} {
 // component is one gateway or proxy as it lives.
 type component struct {
 	key
+	lines *rate.Limiter // see speak
 
 	// Every call reads these.
 	links        relay.Pool    // towards a gateway, from a proxy
@@ -264,6 +277,10 @@ func (c *component) explain(detail string) {
 		c.detail = detail
 	}
 }
+
+// speak reports whether a line may be logged about what the component has just
+// said: it alone chooses how often it says it.
+func (c *component) speak() bool { return c.lines.Allow() }
 
 // once reports whether what has not been said yet; it has been from then on.
 func (c *component) once(what string) bool {

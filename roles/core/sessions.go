@@ -48,6 +48,9 @@ func (c *core) check(alpn string, peer link.Peer) *pki.Refusal {
 	case r.Incarnation != peer.Incarnation:
 		return &pki.Refusal{Code: pki.CodeRevoked, Cause: fmt.Sprintf("the certificate is of incarnation %d of %s, which is now in incarnation %d", peer.Incarnation, k, r.Incarnation),
 			Remedy: fmt.Sprintf("the component was removed and added again: start it with the new token, or remove and add it once more (sallyport %s rm %s)", k.role, k.name)}
+	case r.State != store.StateJoined:
+		return &pki.Refusal{Code: pki.CodeRevoked, Cause: k.String() + " was added on core and has not joined; this certificate is from before core's database was replaced",
+			Remedy: "start it with the token that core's add command printed, in a new data directory"}
 	}
 	return c.judgeKey(context.Background(), peer, false)
 }
@@ -67,6 +70,13 @@ func (c *core) opened(s, _ *link.Session) *pki.Refusal {
 	if !m.begin(s) {
 		return refuseRemoved(k)
 	}
+	// Once more: who removes it from here on finds this session, and who did
+	// just before is found here.
+	if refusal := c.check(link.ALPNControl, s.Peer); refusal != nil {
+		m.cut(refusal)
+		c.registry.forget(m)
+		return refusal
+	}
 	c.see(s.Context(), m, s, time.Now())
 	c.reported(s, s.Hello.GetCertificates())
 	c.overtake(s)
@@ -82,7 +92,9 @@ func (c *core) opened(s, _ *link.Session) *pki.Refusal {
 	snapshot := m.snapshot
 	m.mu.Unlock()
 	if snapshot != nil {
-		s.Send(snapshot)
+		if err := s.Send(snapshot); err != nil {
+			c.log.Error("component works on by its former snapshot", "cause", err)
+		}
 	}
 	return nil
 }
@@ -114,7 +126,9 @@ func (c *core) acknowledged(s *link.Session, ack *control.SnapshotAck) {
 	}
 	g := ack.GetGeneration()
 	if why := ack.GetError(); why != "" {
-		c.log.Error("component refused its snapshot and works on by the former one", string(m.role), m.name, "generation", g.GetGeneration(), "cause", clean(why))
+		if m.speak() {
+			c.log.Error("component refused its snapshot and works on by the former one", string(m.role), m.name, "generation", g.GetGeneration(), "cause", clean(why))
+		}
 		return
 	}
 	m.mu.Lock()

@@ -144,7 +144,9 @@ func (p *publisher) publishLocked(ctx context.Context) error {
 	p.ruling.Store(p.rule(f, need))
 	p.registry.wake()
 	for _, parcel := range parcels {
-		parcel.deliver()
+		if err := parcel.deliver(); err != nil {
+			p.log.Error("component works on by its former snapshot", "cause", err)
+		}
 	}
 	return nil
 }
@@ -202,7 +204,7 @@ type parcel struct {
 const maxSent = 64
 
 // deliver makes the snapshot the one that its component works by.
-func (p *parcel) deliver() {
+func (p *parcel) deliver() error {
 	p.to.mu.Lock()
 	if p.to.snapshot.GetGeneration().GetEpoch() != p.snapshot.GetGeneration().GetEpoch() || len(p.to.sent) >= maxSent {
 		p.to.sent = nil
@@ -214,9 +216,10 @@ func (p *parcel) deliver() {
 	p.to.sent[p.snapshot.GetGeneration().GetGeneration()] = p.content
 	session := p.to.session
 	p.to.mu.Unlock()
-	if session != nil {
-		session.Send(p.snapshot)
+	if session == nil {
+		return nil
 	}
+	return session.Send(p.snapshot)
 }
 
 // number gives a snapshot its generation: the component's last one when the

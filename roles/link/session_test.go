@@ -577,6 +577,7 @@ func TestReportRates(t *testing.T) {
 	for name, f := range map[string]*control.Frame{
 		"announcements": {Frame: &control.Frame_Announcement{Announcement: &control.Announcement{}}},
 		"denials":       {Frame: &control.Frame_Denials{Denials: &control.DenialReport{}}},
+		"refusals":      {Frame: &control.Frame_Ack{Ack: &control.SnapshotAck{Error: "no"}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -585,6 +586,7 @@ func TestReportRates(t *testing.T) {
 				taken := make(chan struct{}, n)
 				l.core.Announced = func(*Session, *control.Announcement) { taken <- struct{}{} }
 				l.core.Denied = func(*Session, *control.DenialReport) { taken <- struct{}{} }
+				l.core.Acknowledged = func(*Session, *control.SnapshotAck) { taken <- struct{}{} }
 				s := hostile(t, l)
 				start := time.Now()
 				for range n {

@@ -27,9 +27,8 @@ type Call struct {
 	tries    int
 	body     *buffer // what the caller has sent, while it may have to be sent (again)
 	bodyEnd  bool
-	trailers []Field // of the request
-	serving  *batch  // the reader's, while ServeCall runs
-	answered bool    // a response header has gone to the caller
+	serving  *batch // the reader's, while ServeCall runs
+	answered bool   // a response header has gone to the caller
 	done     bool
 	outcome  *Outcome
 	onDone   func(Outcome)
@@ -157,18 +156,13 @@ func (c *Call) forward(to *Conn, header []Field, o ForwardOptions, b *batch) err
 	}
 	s.c, s.call, s.src, s.length = to, c, &c.in, -1
 	s.onHeader, s.onTrailer = o.ResponseHeader, o.ResponseTrailer
-	bare := c.bodyEnd && c.body == nil && c.trailers == nil
+	bare := c.bodyEnd && c.body == nil
 	if !to.open1(s, path, authority, header, bare, b) {
 		to.mu.Unlock()
 		return ErrNotAccepting
 	}
 	if c.body != nil {
-		to.sendData(s, c.body.rest(), c.bodyEnd && c.trailers == nil, b)
-	} else if c.bodyEnd && !bare && c.trailers == nil {
-		to.sendData(s, nil, true, b)
-	}
-	if c.trailers != nil {
-		to.sendTrailers(s, c.trailers, b)
+		to.sendData(s, c.body.rest(), c.bodyEnd, b)
 	}
 	to.mu.Unlock()
 	c.out, c.o = s, o
@@ -232,8 +226,8 @@ func (c *Call) requestData(p []byte, end bool, b *batch) {
 	}
 }
 
-// requestTrailers are the last HEADERS of a request. gRPC has none; what comes
-// in at an edge goes no further.
+// requestTrailers are the last HEADERS of a request. gRPC has none, and its
+// servers end the connection for them: they go no further.
 func (c *Call) requestTrailers(fields []Field, end bool, b *batch) error {
 	if !end {
 		return streamErr(codeProtocol, "HEADERS inside a request without END_STREAM")
@@ -241,26 +235,7 @@ func (c *Call) requestTrailers(fields []Field, end bool, b *batch) error {
 	if err := checkTrailers(fields, c.in.c.dec.clean); err != nil {
 		return err
 	}
-	if c.in.c.edge {
-		fields = nil
-	}
-	fields = dropOurs(fields)
-	if len(fields) == 0 {
-		c.requestData(nil, true, b)
-		return nil
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.done {
-		return nil
-	}
-	fields = append([]Field(nil), fields...)
-	c.bodyEnd, c.trailers = true, fields
-	if out := c.out; out != nil {
-		out.c.mu.Lock()
-		out.c.sendTrailers(out, fields, b)
-		out.c.mu.Unlock()
-	}
+	c.requestData(nil, true, b)
 	return nil
 }
 

@@ -23,7 +23,7 @@ type Options struct {
 	Log     *slog.Logger // nil: nothing is logged
 	Hop     string       // who we are, as callers read it in errors: "edge", "core", "gateway orders-1"
 	Remote  string       // what is at the other end, as callers read it: "link to gateway orders-1", "upstream orders"
-	Edge    bool         // the peer is not one of our components: reserved headers and request trailers are dropped, deadlines enforced
+	Edge    bool         // the peer is not one of our components: reserved headers are dropped, deadlines enforced
 
 	// Violated, if set, hears of a request that broke the header rules and
 	// therefore reaches no handler, before it is answered. What it returns goes

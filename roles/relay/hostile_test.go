@@ -19,7 +19,9 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	testgrpc "google.golang.org/grpc/interop/grpc_testing"
 )
 
 // records writes TLS 1.3 records by hand, such as no library sends.
@@ -222,5 +224,80 @@ func TestStrangersDoNotFillTheLog(t *testing.T) {
 	}
 	if n := strings.Count(out.String(), "\n"); n != 1000 {
 		t.Errorf("%d lines for a caller who is known", n)
+	}
+}
+
+// TestRequestTrailersOnLinks has a neighbour send trailers of a request, which
+// gRPC does not have. A server written with grpc-go takes them as a misuse of
+// the stream's id and ends the connection, with everybody's calls on it.
+func TestRequestTrailersOnLinks(t *testing.T) {
+	s := &service{}
+	address, _ := backend(t, func(g *grpc.Server) { testgrpc.RegisterTestServiceServer(g, s) })
+	nc, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := NewClient(Socket(nc), &Options{})
+	run(t, out)
+	<-out.Ready()
+	r, _, _ := rawTo(t, &Options{}, HandlerFunc(func(c *Call) { _ = c.Forward(out, c.Header(), ForwardOptions{}) }))
+	r.request(1, "/grpc.testing.TestService/FullDuplexCall", false)
+	r.request(3, "/grpc.testing.TestService/FullDuplexCall", false)
+	r.headers(3, true, "x-forwarded-for", "192.0.2.1")
+	r.expect("HEADERS 3", "HEADERS 1")
+	select {
+	case <-out.Done():
+		t.Error("the connection to the service ended")
+	case <-time.After(300 * time.Millisecond):
+	}
+}
+
+// TestResponseOfEndedCall has a response begin in the moment in which its call
+// ends for another reason, and go on. What followed was taken for a mistake of
+// the peer's, and the link was given up with everybody's calls on it.
+func TestResponseOfEndedCall(t *testing.T) {
+	var held *Call
+	up, out, _ := rawFrom(t, &Options{})
+	r, _, _ := rawTo(t, &Options{Edge: true}, HandlerFunc(func(c *Call) { held = c; _ = c.Forward(out, c.Header(), ForwardOptions{}) }))
+	r.request(1, "/t.S/M", true)
+	up.expect("HEADERS 1")
+	held.mu.Lock()
+	held.done = true // by a cancellation that has not got as far as the link yet
+	held.mu.Unlock()
+	up.headers(1, false, ":status", "200", "content-type", "application/grpc")
+	up.must(up.fr.WriteData(1, false, make([]byte, 100)))
+	up.headers(1, true, "grpc-status", "0")
+	up.expect("RST 1 CANCEL")
+	up.must(up.fr.WritePing(false, [8]byte{}))
+	up.expect("PING ack")
+}
+
+// TestResetsOfManyCallers has a link carry what many callers do, each within its
+// own limit. The link had one too, and its end was the end of everybody's calls;
+// one caller alone could bring it about by calls that are answered before their
+// request has ended.
+func TestResetsOfManyCallers(t *testing.T) {
+	r, _, _ := rawTo(t, &Options{}, answering)
+	r.request(1, "/t.S/Hold", false)
+	r.write(bytes.Repeat(appendRST(nil, 1, codeCancel), 50_000))
+	r.request(3, "/t.S/Ok", true)
+	r.expect("HEADERS 3 END")
+}
+
+// TestDeadlineWhileServing has a deadline pass while the handler looks at the
+// call, which a caller can ask for and a busy machine grants. The outcome was
+// told beside the handler, which notes things about the call without a lock.
+func TestDeadlineWhileServing(t *testing.T) {
+	var serving, beside atomic.Bool
+	r, _, _ := rawTo(t, &Options{Edge: true, Limits: Limits{DeadlineGrace: time.Millisecond}}, HandlerFunc(func(c *Call) {
+		serving.Store(true)
+		c.OnDone(func(Outcome) { beside.Store(serving.Load()) })
+		time.Sleep(300 * time.Millisecond)
+		serving.Store(false)
+	}))
+	r.request(1, "/t.S/M", true, "grpc-timeout", "1n")
+	r.expect("HEADERS 1 END :status=200 content-type=application/grpc grpc-status=4")
+	if beside.Load() {
+		t.Error("the outcome was told while the handler was at work")
 	}
 }

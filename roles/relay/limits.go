@@ -1,6 +1,9 @@
 package relay
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // Limits bounds what one connection may cost. A field left at zero takes the
 // default of the connection's place: EdgeLimits for a server end with
@@ -14,7 +17,7 @@ type Limits struct {
 	HeaderList     uint32 // bytes of a header list, counted as RFC 9113 section 6.5.2 does: 64 KiB, link 80 KiB: what we add has to fit
 	HeaderTable    uint32 // bytes of the table a peer may use to compress headers: 4096
 	Continuations  int    // CONTINUATION frames of a header block: 16 (calm)
-	Resets         int    // streams a peer may open and reset in a second: 200 edge, 20000 link (calm)
+	Resets         int    // streams a peer may open and reset in a second: 200 edge (calm); not on links, which carry everybody's
 	Pings          int    // PING frames in a second that no call accounts for: 50 edge, 1000 link (calm)
 	Settings       int    // SETTINGS frames in a second: 20 (calm)
 	Priorities     int    // PRIORITY frames, and frames of unknown type, in a second: 500 (calm)
@@ -57,7 +60,7 @@ func EdgeLimits() Limits {
 func LinkLimits() Limits {
 	l := EdgeLimits()
 	l.Streams, l.HeaderList, l.ConnWindow, l.ConnBuffer, l.Backlog = 10000, 80<<10, 16<<20, 128<<20, 64<<20
-	l.Resets, l.Pings, l.WindowUpdates, l.MalformedCalls = 20000, 1000, 100000, 1000
+	l.Resets, l.Pings, l.WindowUpdates, l.MalformedCalls = math.MaxInt, 1000, 100000, 1000
 	l.PingInterval, l.PingTimeout, l.PingIdle, l.Idle = 5*time.Second, 5*time.Second, true, 0
 	return l
 }

@@ -137,18 +137,23 @@ func (c *Call) responseData(s *stream, p []byte, end bool, b *batch) {
 }
 
 // closeOut forgets a stream whose response is complete, telling the peer that
-// the rest of the request will not come.
+// the rest of the request will not come; or one whose call has ended otherwise,
+// of which more may be under way.
 func (c *Conn) closeOut(s *stream, b *batch) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s.gone {
 		return
 	}
-	if !s.sentEnd && s.id != 0 {
-		w := c.wb(b)
-		w.b = appendRST(w.b, s.id, codeNo)
+	how, code := closedByPeer, codeNo
+	if !s.recvEnd {
+		how, code = closedByUs, codeCancel
 	}
-	c.remove(s, closedByPeer, b)
+	if (!s.sentEnd || !s.recvEnd) && s.id != 0 {
+		w := c.wb(b)
+		w.b = appendRST(w.b, s.id, code)
+	}
+	c.remove(s, how, b)
 }
 
 // responseReset is RST_STREAM from the service's side.

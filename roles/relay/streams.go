@@ -105,8 +105,6 @@ func (c *Conn) startWaiting(b *batch) {
 		switch {
 		case s.queue != nil:
 			c.enqueue(s, b)
-		case s.trailers != nil:
-			c.writeHeaders(s, s.trailers, true, b)
 		case s.end && !s.sentEnd:
 			c.writeData(s, nil, true, b)
 		}

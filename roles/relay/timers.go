@@ -315,13 +315,22 @@ func (c *Conn) checkWaiting(now int64, b *batch) (late []*stream, next int64) {
 func (c *Conn) fire(s *stream, now int64, b *batch) {
 	call := s.call
 	call.mu.Lock()
-	forwarded := call.out != nil
+	forwarded, serving := call.out != nil, call.serving != nil
 	call.mu.Unlock()
+	c.mu.Lock()
+	deadline, halfOpen := s.deadline, s.halfOpen
+	c.mu.Unlock()
 	switch {
-	case s.deadline != 0 && now >= s.deadline:
+	case serving: // the handler is at it: OnDone does not run beside it
+		c.mu.Lock()
+		if !s.gone {
+			c.timers.add(s, now+int64(tick))
+		}
+		c.mu.Unlock()
+	case deadline != 0 && now >= deadline:
 		c.m.Expired.Add(1)
 		call.reject(Outcome{Code: codes.DeadlineExceeded, Message: c.hop + ": nobody answered before the call's deadline", Reason: "deadline"}, nil, b)
-	case !forwarded && s.halfOpen != 0 && now >= s.halfOpen:
+	case !forwarded && halfOpen != 0 && now >= halfOpen:
 		call.reject(Outcome{Code: codes.Unavailable, Message: c.hop + ": no place was found for the call in time", Reason: "half_open"}, nil, b)
 	default:
 		c.mu.Lock()
