@@ -17,6 +17,12 @@
 // public methods too. The proxy's own services, health and reflection, are
 // reached by the same way, and reflection shows each caller what he may call.
 //
+// # Crowds
+//
+// Connections, unfinished handshakes and open calls are counted per source, an
+// IPv4 address or an IPv6 /64. A source may hold as much as is free then, so one
+// alone gets half, and others find a place beside it.
+//
 // # Working on alone
 //
 // What core last said is kept in proxy.db. While core is away calls end with

@@ -238,7 +238,7 @@ func (c *Conn) Run(ctx context.Context) error {
 		}
 	}
 	if c.sock != nil {
-		c.sock.own(c.rbatch.run)
+		c.sock.own(2*c.lim.Backlog+1<<20, c.rbatch.run)
 	}
 	closing := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {

@@ -26,11 +26,12 @@ import (
 
 // records writes TLS 1.3 records by hand, such as no library sends.
 type records struct {
-	t    testing.TB
-	nc   net.Conn
-	aead cipher.AEAD
-	iv   []byte
-	seq  uint64
+	t      testing.TB
+	nc     net.Conn
+	secret []byte
+	aead   cipher.AEAD
+	iv     []byte
+	seq    uint64
 }
 
 // newRecords makes the client's side of a TLS connection and takes its keys.
@@ -45,38 +46,54 @@ func newRecords(t testing.TB, nc net.Conn) *records {
 	if suite := tc.ConnectionState().CipherSuite; suite != tls.TLS_AES_128_GCM_SHA256 {
 		t.Skipf("cipher suite %#x", suite)
 	}
-	var secret []byte
+	r := &records{t: t, nc: nc}
 	for line := range strings.Lines(log.String()) {
 		if words := strings.Fields(line); words[0] == "CLIENT_TRAFFIC_SECRET_0" {
-			secret, _ = hex.DecodeString(words[2])
+			secret, _ := hex.DecodeString(words[2])
+			r.use(secret)
 		}
 	}
-	expand := func(label string, n int) []byte {
-		label = "tls13 " + label
-		info := append([]byte{byte(n >> 8), byte(n), byte(len(label))}, label...)
-		key, err := hkdf.Expand(sha256.New, secret, string(append(info, 0)), n)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return key
-	}
-	block, err := aes.NewCipher(expand("key", 16))
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &records{t: t, nc: nc, iv: expand("iv", 12)}
-	r.aead, _ = cipher.NewGCM(block)
 	return r
 }
 
+func (r *records) expand(label string, n int) []byte {
+	label = "tls13 " + label
+	info := append([]byte{byte(n >> 8), byte(n), byte(len(label))}, label...)
+	key, err := hkdf.Expand(sha256.New, r.secret, string(append(info, 0)), n)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return key
+}
+
+// use takes the keys of a secret.
+func (r *records) use(secret []byte) {
+	r.secret, r.seq = secret, 0
+	block, err := aes.NewCipher(r.expand("key", 16))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.iv = r.expand("iv", 12)
+	r.aead, _ = cipher.NewGCM(block)
+}
+
+// update is a KeyUpdate that asks for another.
+func (r *records) update() []byte {
+	p := r.seal(22, []byte{24, 0, 0, 1, 1})
+	r.use(r.expand("traffic upd", 32))
+	return p
+}
+
 // record seals p as one record of application data.
-func (r *records) record(p []byte) []byte {
+func (r *records) record(p []byte) []byte { return r.seal(23, p) }
+
+func (r *records) seal(kind byte, p []byte) []byte {
 	nonce := bytes.Clone(r.iv)
 	for i, b := range binary.BigEndian.AppendUint64(nil, r.seq) {
 		nonce[4+i] ^= b
 	}
 	r.seq++
-	inner := append(bytes.Clone(p), 23)
+	inner := append(bytes.Clone(p), kind)
 	head := []byte{23, 3, 3, byte((len(inner) + 16) >> 8), byte(len(inner) + 16)}
 	return append(head, r.aead.Seal(nil, nonce, inner, head)...)
 }
@@ -299,5 +316,41 @@ func TestDeadlineWhileServing(t *testing.T) {
 	r.expect("HEADERS 1 END :status=200 content-type=application/grpc grpc-status=4")
 	if beside.Load() {
 		t.Error("the outcome was told while the handler was at work")
+	}
+}
+
+// TestKeyUpdatesUnread asks TLS for new keys without end and reads none of its
+// answers, which were kept without end. A byte of a frame between them is
+// progress enough for TLS.
+func TestKeyUpdatesUnread(t *testing.T) {
+	ours, theirs := tcpPair(t)
+	_ = ours.(*net.TCPConn).SetWriteBuffer(4 << 10)
+	_ = theirs.(*net.TCPConn).SetReadBuffer(4 << 10)
+	sock := Socket(ours)
+	c := NewServer(tls.Server(sock, &tls.Config{Certificates: testTLS().Certificates, NextProtos: []string{"h2"}}),
+		&Options{Edge: true, Limits: Limits{Backlog: 1 << 10, Pings: 1 << 30}}, answering)
+	ended := run(t, c)
+	hostile := newRecords(t, theirs)
+	defer theirs.Close()
+	_, _ = theirs.Write(hostile.record(append([]byte(preface), appendSettings(nil)...)))
+	<-c.Ready()
+	unknown := appendFrameHeader(nil, 16000, 0x55, 0, 0)
+	for i := range 300_000 {
+		var b byte
+		if at := i % (frameHeaderLen + 16000); at < frameHeaderLen {
+			b = unknown[at]
+		}
+		_ = theirs.SetWriteDeadline(time.Now().Add(5 * time.Second))
+		if _, err := theirs.Write(append(hostile.record([]byte{b}), hostile.update()...)); err != nil {
+			break
+		}
+	}
+	select {
+	case <-ended:
+	case <-time.After(5 * time.Second):
+		s := sock.(*socket)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		t.Errorf("%d bytes are kept for a peer that reads nothing", s.out.len())
 	}
 }

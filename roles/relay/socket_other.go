@@ -14,6 +14,6 @@ func (s *socket) NetConn() net.Conn { return s.Conn }
 func (s *socket) fill() error       { return nil }
 func (s *socket) complete() bool    { return false }
 func (s *socket) buffered() int     { return 0 }
-func (s *socket) own(func())        {}
+func (s *socket) own(int, func())   {}
 func (s *socket) pending() bool     { return false }
 func (s *socket) drain() error      { return nil }

@@ -3,6 +3,7 @@
 package relay
 
 import (
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -35,6 +36,7 @@ type socket struct {
 
 	mu       sync.Mutex // guards what follows
 	owned    bool       // an engine does the writing
+	most     int        // bytes kept for a peer that takes none
 	draining bool
 	out      *buffer // accepted and not yet written
 	now      []byte  // being written
@@ -178,11 +180,12 @@ func (s *socket) Read(p []byte) (int, error) {
 }
 
 // own makes writes non-blocking from now on, and has rest called on the reading
-// goroutine before it waits.
-func (s *socket) own(rest func()) {
+// goroutine before it waits. The engine sees to it that it leaves no more than
+// most here; TLS, which answers its peer by itself, does not.
+func (s *socket) own(most int, rest func()) {
 	s.rest = rest
 	s.mu.Lock()
-	s.owned = true
+	s.owned, s.most = true, most
 	s.mu.Unlock()
 }
 
@@ -197,6 +200,10 @@ func (s *socket) Write(p []byte) (int, error) {
 		return 0, s.werr
 	}
 	if s.draining || s.out != nil {
+		if s.out != nil && s.out.len()+len(p) > s.most {
+			s.werr = errDeaf
+			return 0, s.werr
+		}
 		s.keep(p)
 		return len(p), nil
 	}
@@ -209,6 +216,8 @@ func (s *socket) Write(p []byte) (int, error) {
 	}
 	return len(p), nil
 }
+
+var errDeaf = errors.New("the peer asks for answers and does not read them")
 
 func (s *socket) keep(p []byte) {
 	if s.out == nil {
