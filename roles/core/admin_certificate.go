@@ -152,7 +152,7 @@ func (a *admin) ListCertificates(ctx context.Context, in *control.ListCertificat
 	}
 	out := &control.ListCertificatesResponse{}
 	for _, r := range rows {
-		w := watched{notBefore: r.NotBefore, notAfter: r.NotAfter}
+		w := watched{ours: true, notBefore: r.NotBefore, notAfter: r.NotAfter}
 		row := &control.CertificateRow{Serial: r.Serial, Identity: r.Identity, Kind: r.Kind, Subject: r.Subject, Holder: r.Holder,
 			NotBeforeUnix: seconds(r.NotBefore), NotAfterUnix: seconds(r.NotAfter), SpkiSha256: hex.EncodeToString(r.SPKI), RevokedUnix: seconds(r.Revoked)}
 		if r.Revoked.IsZero() {
