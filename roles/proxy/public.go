@@ -207,6 +207,17 @@ func (l *public) add(c *relay.Conn) bool {
 	return !l.closed
 }
 
+// connections are those that are open.
+func (l *public) connections() []*relay.Conn {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	list := make([]*relay.Conn, 0, len(l.open))
+	for c := range l.open {
+		list = append(list, c)
+	}
+	return list
+}
+
 func (l *public) remove(c *relay.Conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
