@@ -25,8 +25,7 @@ import (
 //
 //	manifest.json  what follows: manifest, below
 //	core.db        a consistent copy of the database
-//	ca/…           the CA's directory, sealed with a key made for this archive
-//	ca.key         that key
+//	ca             the CA with its keys in the clear: (*pki.Authority).Backup
 //	revocations    the signed list of revocations, a serialized RevocationList
 //
 // So the archive alone makes a core on a fresh host, and whoever has it has the
@@ -46,8 +45,7 @@ const (
 	backupFormat   = 1
 	fileManifest   = "manifest.json"
 	fileDatabase   = "core.db"
-	fileCA         = "ca/"
-	fileCAKey      = "ca.key"
+	fileCA         = "ca"
 	fileList       = "revocations"
 	backupChunk    = 256 << 10
 	backupTempBase = ".tmp-backup-"
@@ -98,7 +96,7 @@ func (c *core) archive(ctx context.Context, w io.Writer) error {
 	}
 	ca := c.ca.get()
 	m.TrustDomain = ca.TrustDomain()
-	files, key, err := ca.Export()
+	keys, err := ca.Backup()
 	if err != nil {
 		return err
 	}
@@ -141,12 +139,7 @@ func (c *core) archive(ctx context.Context, w io.Writer) error {
 	if err := add(fileDatabase, info.Size(), db); err != nil {
 		return err
 	}
-	for name, body := range files {
-		if err := bytesOf(fileCA+name, body); err != nil {
-			return err
-		}
-	}
-	return errors.Join(bytesOf(fileCAKey, key), bytesOf(fileList, list), t.Close())
+	return errors.Join(bytesOf(fileCA, keys), bytesOf(fileList, list), t.Close())
 }
 
 // Backup streams a backup in the clear to the operator, who encrypts it before
@@ -215,8 +208,14 @@ func (c *core) backups(ctx context.Context) error {
 		if made := backupFiles(c.set.BackupDir); len(made) > 0 {
 			wait = time.Until(made[len(made)-1].at.Add(c.set.BackupEvery))
 		}
-		if !pause(ctx, max(wait, 0)) {
+		timer := time.NewTimer(max(wait, 0))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
 			return nil
+		case <-timer.C:
+		case <-c.backupDue:
+			timer.Stop()
 		}
 		name, err := c.backupNow(ctx, time.Now())
 		if ctx.Err() != nil {
@@ -232,6 +231,15 @@ func (c *core) backups(ctx context.Context) error {
 		}
 		c.alerts.over(ctx, "backup")
 		c.log.Info("a scheduled backup was made", "file", name)
+	}
+}
+
+// backupSoon makes a backup due: the CA has changed, and an older one would
+// bring back what components do not believe any more.
+func (c *core) backupSoon() {
+	select {
+	case c.backupDue <- struct{}{}:
+	default:
 	}
 }
 

@@ -108,6 +108,7 @@ type core struct {
 	alerts     *alerts
 	crls       *crls
 	expiries   *expiries
+	backupDue  chan struct{}
 	outside    *link.OutsideSource // what the gRPC port shows to the world; nil: core's identity
 	anchors    *link.Anchors       // of the proxies' ports; nil: they show their identities
 
@@ -181,6 +182,7 @@ func newCore(ctx context.Context, s configs.Core, d Deps, db *store.Core, opened
 	c.crls = openCRLs(s.DataDir, d.Log, db, c.ca)
 	c.rotation = newRotation(c)
 	c.expiries = newExpiries(c)
+	c.backupDue = make(chan struct{}, 1)
 	c.registry = newRegistry()
 	c.denials = newDenials(db, d.Log)
 	c.router = &router{log: d.Log, registry: c.registry, denials: c.denials, calls: relay.NewCallMetrics("core", d.Registry),
@@ -192,7 +194,7 @@ func newCore(ctx context.Context, s configs.Core, d Deps, db *store.Core, opened
 	c.registrar = &link.Registrar{Adopt: c.adopt, Stored: c.stored, Verifier: c.recoveryVerifier, Renew: c.renew, Recovered: c.recovered, Log: d.Log}
 	c.sessions = &link.CoreEnd{Version: d.Version, Log: d.Log, Opened: c.opened, Closed: c.closed, Announced: c.announced,
 		Denied: c.denied, Acknowledged: c.acknowledged, Certificate: c.certificate, Flapping: c.flapping,
-		Renew: c.renew, Renewed: c.renewed, WantRevocations: c.wantRevocations, Revocations: c.revocationsFrom, Alerted: c.alerted}
+		Renew: c.renew, Renewed: c.renewed, WantRevocations: c.wantRevocations, Revocations: c.revocationsFrom, Alerted: c.alerted, Reported: c.reported}
 	c.proxies = newProxies(c)
 	registerMetrics(d.Registry, c)
 	return c, nil

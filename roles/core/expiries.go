@@ -243,6 +243,16 @@ func (e *expiries) certificates(now time.Time) []*control.CertificateRow {
 	return out
 }
 
+// heldBy is what was found of a component, beside its identity.
+func (e *expiries) heldBy(component string, now time.Time) (out []*control.CertificateRow) {
+	for _, r := range e.certificates(now) {
+		if strings.HasPrefix(r.GetHolder(), component+": ") {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
 // reported takes what a component says of the certificates it uses beside its
 // identity.
 func (c *core) reported(s *link.Session, list []*control.Certificate) {

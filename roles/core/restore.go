@@ -12,7 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
+	"slices"
 	"time"
 
 	"sallyport/acme/pki"
@@ -78,6 +78,9 @@ type restoration struct {
 
 const filePlan = "plan.json"
 
+// backupFileNames are the files of an archive.
+var backupFileNames = []string{fileManifest, fileDatabase, fileCA, fileList}
+
 func restoringPath(dataDir string) string { return filepath.Join(dataDir, "restoring") }
 
 func restore(ctx context.Context, r Restoration) (Restored, error) {
@@ -95,7 +98,7 @@ func restore(ctx context.Context, r Restoration) (Restored, error) {
 		return Restored{}, err
 	}
 	stage := restoringPath(s.DataDir) + ".tmp"
-	if err := errors.Join(os.RemoveAll(stage), os.RemoveAll(restoringPath(s.DataDir)), os.MkdirAll(filepath.Join(stage, "ca"), 0o700)); err != nil {
+	if err := errors.Join(os.RemoveAll(stage), os.RemoveAll(restoringPath(s.DataDir)), os.MkdirAll(stage, 0o700)); err != nil {
 		return Restored{}, err
 	}
 	defer os.RemoveAll(stage)
@@ -104,10 +107,11 @@ func restore(ctx context.Context, r Restoration) (Restored, error) {
 		plan.Actor = "restore"
 	}
 	var err error
-	if plan.Manifest, err = extract(r.Archive, stage); err != nil {
+	var keys []byte
+	if plan.Manifest, keys, err = extract(r.Archive, stage); err != nil {
 		return Restored{}, err
 	}
-	if err := plan.prepareCA(r, stage); err != nil {
+	if err := plan.prepareCA(r, stage, keys); err != nil {
 		return Restored{}, err
 	}
 	if err := plan.prepareRevocations(ctx, r, stage); err != nil {
@@ -117,7 +121,7 @@ func restore(ctx context.Context, r Restoration) (Restored, error) {
 	if err == nil {
 		err = writeFile(filepath.Join(stage, filePlan), text)
 	}
-	if err := errors.Join(err, syncDir(filepath.Join(stage, "ca")), syncDir(stage), r.at("staged")); err != nil {
+	if err := errors.Join(err, syncDir(stage), r.at("staged")); err != nil {
 		return Restored{}, err
 	}
 	if err := errors.Join(os.Rename(stage, restoringPath(s.DataDir)), syncDir(s.DataDir)); err != nil {
@@ -149,13 +153,17 @@ func nobodyRuns(dataDir string) error {
 	return fmt.Errorf("core is running on %s: stop it first, and start it again afterwards", dataDir)
 }
 
-// maxBackupFile bounds one file of an archive.
-const maxBackupFile = 64 << 30
+// Bounds on the files of an archive; those that are kept in memory are small.
+const (
+	maxBackupFile = 64 << 30
+	maxBackupKeys = 64 << 20
+)
 
-// extract unpacks an archive: the files that one has, and no others.
-func extract(from io.Reader, stage string) (manifest, error) {
-	bad := func(err error) (manifest, error) {
-		return manifest{}, fmt.Errorf("the backup is damaged or none of ours: %w", err)
+// extract unpacks an archive: the files that one has, and no others. The CA's
+// keys stay in memory.
+func extract(from io.Reader, stage string) (m manifest, keys []byte, err error) {
+	bad := func(err error) (manifest, []byte, error) {
+		return manifest{}, nil, fmt.Errorf("the backup is damaged or none of ours: %w", err)
 	}
 	seen := map[string]bool{}
 	t := tar.NewReader(from)
@@ -168,23 +176,27 @@ func extract(from io.Reader, stage string) (manifest, error) {
 			return bad(err)
 		}
 		name := h.Name
-		inCA, isCA := strings.CutPrefix(name, fileCA)
-		known := name == fileManifest || name == fileDatabase || name == fileCAKey || name == fileList ||
-			isCA && inCA != "" && inCA == filepath.Base(inCA) && !strings.HasPrefix(inCA, ".")
-		if !known || seen[name] || h.Typeflag != tar.TypeReg || h.Size > maxBackupFile {
+		known := slices.Contains(backupFileNames, name)
+		if !known || seen[name] || h.Typeflag != tar.TypeReg || h.Size > maxBackupFile || name == fileCA && h.Size > maxBackupKeys {
 			return bad(fmt.Errorf("it contains %q", clean(name)))
 		}
 		seen[name] = true
-		f, err := os.OpenFile(filepath.Join(stage, filepath.FromSlash(name)), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if name == fileCA {
+			if keys, err = io.ReadAll(t); err != nil {
+				return bad(err)
+			}
+			continue
+		}
+		f, err := os.OpenFile(filepath.Join(stage, name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		if err != nil {
-			return manifest{}, err
+			return manifest{}, nil, err
 		}
 		_, err = io.Copy(f, t)
 		if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 			return bad(err)
 		}
 	}
-	for _, name := range []string{fileManifest, fileDatabase, fileCAKey, fileList} {
+	for _, name := range backupFileNames {
 		if !seen[name] {
 			return bad(fmt.Errorf("%s is missing", name))
 		}
@@ -195,22 +207,25 @@ func extract(from io.Reader, stage string) (manifest, error) {
 	}
 	text, err := os.ReadFile(filepath.Join(stage, fileManifest))
 	if err != nil {
-		return manifest{}, err
+		return manifest{}, nil, err
 	}
-	var m manifest
 	if err := json.Unmarshal(text, &m); err != nil {
 		return bad(err)
 	}
 	if m.Format != backupFormat {
-		return manifest{}, fmt.Errorf("the backup was made by a newer version (%s, format %d): restore it with that", clean(m.Version), m.Format)
+		return manifest{}, nil, fmt.Errorf("the backup was made by a newer version (%s, format %d): restore it with that", clean(m.Version), m.Format)
 	}
-	return m, nil
+	return m, keys, nil
 }
 
 // prepareCA decides which CA stays, and seals the backup's for this host.
-func (p *restoration) prepareCA(r Restoration, stage string) error {
-	staged := filepath.Join(stage, "ca")
-	backup, err := pki.OpenAuthority(staged, pki.Secret{KeyFile: filepath.Join(stage, fileCAKey)})
+func (p *restoration) prepareCA(r Restoration, stage string, keys []byte) error {
+	staged, dir := filepath.Join(stage, "ca"), authorityDir(r.Set.DataDir)
+	secret := secretOf(r.Set)
+	if secret.Passphrase == "" && secret.KeyFile == "" {
+		secret.KeyFile = pki.KeyFileBeside(dir)
+	}
+	backup, err := pki.RestoreAuthority(staged, secret, keys)
 	if err != nil {
 		return fmt.Errorf("the CA in the backup: %w", err)
 	}
@@ -221,7 +236,6 @@ func (p *restoration) prepareCA(r Restoration, stage string) error {
 	if r.Set.TrustDomain != "" && r.Set.TrustDomain != td && r.Set.TrustDomain != defaultTrustDomain {
 		return fmt.Errorf("the backup is of the trust domain %s, and the settings say %s: leave --trust-domain out", td, r.Set.TrustDomain)
 	}
-	dir := authorityDir(r.Set.DataDir)
 	here, err := unseal(dir, r.Set, r.Log)
 	switch {
 	case err == nil && here.TrustDomain() != td:
@@ -233,20 +247,10 @@ func (p *restoration) prepareCA(r Restoration, stage string) error {
 	default: // there is none, or it is damaged and kept aside
 		p.ReplaceCA = true
 	}
-	secret := secretOf(r.Set)
-	if secret.Passphrase == "" && secret.KeyFile == "" {
-		secret.KeyFile = pki.KeyFileBeside(dir)
+	if !p.ReplaceCA {
+		return os.RemoveAll(staged)
 	}
-	if p.ReplaceCA {
-		if _, err := backup.Reseal(secret); err != nil {
-			return err
-		}
-	} else if err := os.RemoveAll(staged); err != nil {
-		return err
-	} else if err := os.Mkdir(staged, 0o700); err != nil {
-		return err
-	}
-	return os.Remove(filepath.Join(stage, fileCAKey))
+	return nil
 }
 
 // prepareRevocations collects what must not be forgotten, and who has to be
