@@ -19,6 +19,7 @@ type view struct {
 	callers  *callers        // how client certificates are judged
 	services map[string]bool // served behind core: is it available
 	catalog  *catalog        // what reflection knows
+	crl      []byte          // what the callers' issuer has revoked, DER; nil: not known
 	public   func() *excerpt // what strangers may see of it, worked out once
 }
 
@@ -46,6 +47,9 @@ func (p *proxy) prepare(s *control.Snapshot) (func(), error) {
 	}
 	for _, service := range part.GetServices() {
 		v.services[service.GetName()] = v.services[service.GetName()] || service.GetAvailable()
+	}
+	if crl := s.GetCrl(); len(crl) > 0 {
+		v.crl = crl
 	}
 	v.catalog = newCatalog(part.GetDescriptors())
 	v.public = sync.OnceValue(func() *excerpt {
