@@ -140,7 +140,8 @@ func find(ctx context.Context, admin control.AdminServer, role string) (*control
 
 // follow brings core's record in line with ports that were changed since.
 func follow(ctx context.Context, admin control.AdminServer, known *control.Component, want *control.AddComponentRequest) error {
-	if known.GetAddress() == want.GetAddress() && known.GetGrpcTls() == want.GetGrpcTls() && known.GetServerName() == want.GetServerName() {
+	same := func(is, want string) bool { return want == "" || is == want }
+	if known.GetAddress() == want.GetAddress() && same(known.GetGrpcTls(), want.GetGrpcTls()) && same(known.GetServerName(), want.GetServerName()) {
 		return nil
 	}
 	_, err := admin.SetComponent(ctx, &control.SetComponentRequest{
