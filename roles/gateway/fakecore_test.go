@@ -35,6 +35,7 @@ type fakeCore struct {
 	linksMade atomic.Int32
 	refuse    atomic.Pointer[pki.Refusal] // of renewals
 	reports   chan []*control.Certificate // of heartbeats, if wanted
+	files     *link.OutsideSource         // what its port shows, nil: its identity
 	address   string                      // for gateways
 	entrance  string                      // for callers
 	end       *link.CoreEnd
@@ -120,6 +121,9 @@ func (c *fakeCore) start() {
 			_ = r.Run(ctx)
 		},
 	}}
+	if c.files != nil {
+		port.Outside = c.files.Certificate
+	}
 	gateways, err := net.Listen("tcp", c.address)
 	if err != nil {
 		c.t.Fatal(err)
@@ -255,7 +259,11 @@ func (c *fakeCore) client() *grpc.ClientConn {
 
 func (c *fakeCore) token() string {
 	c.t.Helper()
-	token, err := pki.NewToken(pki.Token{Role: pki.RoleGateway, Name: "attic", Expires: time.Now().Add(time.Hour), Core: c.address, Pins: c.authority.Pins()}, rand.Reader)
+	t := pki.Token{Role: pki.RoleGateway, Name: "attic", Expires: time.Now().Add(time.Hour), Core: c.address, Pins: c.authority.Pins()}
+	if c.files != nil {
+		t.GRPCTLS, t.ServerName = link.ModeFiles, "core.example"
+	}
+	token, err := pki.NewToken(t, rand.Reader)
 	if err != nil {
 		c.t.Fatal(err)
 	}

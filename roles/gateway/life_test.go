@@ -187,3 +187,62 @@ func (c *fakeCore) renew(_ context.Context, a link.RenewAttempt) (*control.JoinG
 	}
 	return &control.JoinGrant{Chain: issued.DER(), Bundle: c.authority.Bundle().Proto(), Name: a.ID.Name}, nil
 }
+
+// TestFilesMode: core's port shows a certificate of another CA; the gateway
+// verifies that, joins, works, and does so again after a restart. Without
+// --grpc-ca it says what is missing, and with a wrong one it does not come in.
+func TestFilesMode(t *testing.T) {
+	t.Parallel()
+	core, other := newFakeCore(t), newFakeCore(t)
+	core.part = demoPart()
+	dir := t.TempDir()
+	key, err := pki.NewKey("p256")
+	if err != nil {
+		t.Fatal(err)
+	}
+	issued, err := other.authority.IssueLeaf(pki.LeafRequest{PublicKey: key.Public(), Server: true, DNS: []string{"core.example"}, Lifetime: time.Hour}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := pki.MarshalKeyPEM(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := func(name string, text []byte) string {
+		name = filepath.Join(dir, name)
+		if err := os.WriteFile(name, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	core.stop()
+	if core.files, err = link.OpenOutside("the gRPC port", file("tls.crt", issued.PEM()), file("tls.key", text), logTo(t), nil); err != nil {
+		t.Fatal(err)
+	}
+	core.start()
+	ca, wrong := file("ca.crt", other.authority.Bundle().PEM()), file("wrong.crt", core.authority.Bundle().PEM())
+
+	err = Run(t.Context(), configs.Gateway{DataDir: t.TempDir(), Join: core.token(), Demo: true}, Deps{Log: logTo(t)})
+	if err == nil || !strings.Contains(err.Error(), "--grpc-ca") {
+		t.Errorf("without a CA: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	dataless := t.TempDir()
+	_ = Run(ctx, configs.Gateway{DataDir: dataless, Join: core.token(), Demo: true, GRPCCA: wrong}, Deps{Log: logTo(t)})
+	if _, _, err := pki.LoadCredentials(filepath.Join(dataless, "gateway")); !errors.Is(err, pki.ErrNoCredentials) {
+		t.Errorf("with another CA it joined: %v", err)
+	}
+
+	data := t.TempDir()
+	g := runGateway(t, configs.Gateway{DataDir: data, Join: core.token(), Demo: true, GRPCCA: ca})
+	g.until(true)
+	held := core.end.Sessions()[0].Hello.GetCertificates()
+	if len(held) != 1 || held[0].GetWhat() != "CA of core's port" || held[0].GetNotAfterUnix() == 0 {
+		t.Errorf("hello reports %v", held)
+	}
+	if err := g.stop(); err != nil {
+		t.Fatal(err)
+	}
+	runGateway(t, configs.Gateway{DataDir: data, Demo: true, GRPCCA: ca}).until(true)
+}
