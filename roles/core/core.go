@@ -30,6 +30,20 @@
 // headers anew and passes the call to the gateway with the fewest calls in
 // flight among those whose upstream answers. A gateway that hands the call
 // back untouched costs the caller nothing: another one is tried.
+//
+// # Certificates
+//
+// Components renew over their control sessions (renewing.go), or recover when
+// they have expired or the CA was rotated meanwhile; the store says which of an
+// identity's keys counts. A rotation (rotation.go) and an import put another
+// immutable Authority in the place of the present one (authority.go); links are
+// replaced before they end, so that no call notices. A revocation (revoking.go)
+// is in the store and in the signed list beside it (revocationlist.go) before it
+// takes effect, and is in effect everywhere when every component has
+// acknowledged the snapshot that says so. A backup (backup.go) is all that a
+// fresh host needs (restore.go), which then learns from its components what was
+// revoked since (relearning.go). What is about to fail is said in time
+// (expiries.go, alerts.go).
 package core
 
 import (

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -90,10 +91,14 @@ func TestARotationGoesOnAfterAKill(t *testing.T) {
 			r.end()
 			r = start(t, s)
 			r.phase("published")
-			state, err := r.admin.(*admin).core.db.Rotation(ctx)
-			if err != nil || state.Phase != store.PhasePublished || state.Intent != "" || state.Wait != time.Hour {
-				t.Errorf("%+v %v", state, err)
-			}
+			// The files come first, the store a moment later.
+			eventually(t, "the step is settled", func() error {
+				state, err := r.admin.(*admin).core.db.Rotation(ctx)
+				if err != nil || state.Phase != store.PhasePublished || state.Intent != "" || state.Wait != time.Hour {
+					return fmt.Errorf("%+v %v", state, err)
+				}
+				return nil
+			})
 			if out := r.rotate(&control.RotateCARequest{Action: control.RotateCARequest_ACTION_ROLLBACK}); out.GetPhase() != "steady" {
 				t.Error(out)
 			}
