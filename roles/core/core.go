@@ -315,11 +315,18 @@ func (c *core) drain() {
 func (c *core) sweep(ctx context.Context) error {
 	tick := time.NewTicker(time.Minute)
 	defer tick.Stop()
+	pruned := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case now := <-tick.C:
+			if now.Sub(pruned) >= time.Hour {
+				pruned = now
+				if err := c.pruneCallers(ctx, now); err != nil {
+					c.log.Error("former issuers of callers stay in the bundle", "cause", err)
+				}
+			}
 			c.noteSightings(ctx, now)
 			c.forgetInstances(ctx, now)
 			if c.crls.due(now) {

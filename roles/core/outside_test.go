@@ -1,6 +1,10 @@
 package core
 
 import (
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"math/big"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -39,4 +43,27 @@ func newOutsideCA(t testing.TB) outsideCA {
 		}
 	}
 	return out
+}
+
+// foreignCA is a CA and its key, as openssl makes them.
+func foreignCA(t testing.TB) (certPEM, keyPEM []byte) {
+	t.Helper()
+	key, err := pki.NewKey("p256")
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: "example.local"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(1, 0, 0),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if keyPEM, err = pki.MarshalKeyPEM(key); err != nil {
+		t.Fatal(err)
+	}
+	return pki.MarshalCertificatesPEM([]*x509.Certificate{cert}), keyPEM
 }
