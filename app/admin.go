@@ -37,6 +37,11 @@ func (f coreFlags) dir(c *cli) string {
 // core asks the running core: connects to its admin socket, lets ask speak
 // to it and translates what comes back.
 func (f coreFlags) core(c *cli, ask func(context.Context, control.AdminClient) error) error {
+	return f.coreFor(c, adminTimeout, ask)
+}
+
+// coreFor is core for verbs that may take longer.
+func (f coreFlags) coreFor(c *cli, atMost time.Duration, ask func(context.Context, control.AdminClient) error) error {
 	socket := filepath.Join(f.dir(c), "admin.sock")
 	if err := reachable(socket); err != nil {
 		return err
@@ -50,7 +55,7 @@ func (f coreFlags) core(c *cli, ask func(context.Context, control.AdminClient) e
 		return err
 	}
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(c.ctx, adminTimeout)
+	ctx, cancel := context.WithTimeout(c.ctx, atMost)
 	defer cancel()
 	return fromCore(ask(ctx, control.NewAdminClient(conn)))
 }

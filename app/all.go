@@ -5,10 +5,14 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"time"
 
 	"sallyport/acme/pki"
+	"sallyport/configs"
 	"sallyport/roles/control"
 	"sallyport/roles/core"
 )
@@ -30,8 +34,12 @@ func (p *process) adoptOwn(ctx context.Context, up core.Info) error {
 		if err != nil {
 			return err
 		}
+		name, err := outsideName(s)
+		if err != nil {
+			return err
+		}
 		token, err := p.adopt(ctx, admin, s.DataDir, &control.AddComponentRequest{
-			Role: "proxy", Name: ownName, Address: address, Peers: peersAt(address),
+			Role: "proxy", Name: ownName, Address: address, Peers: peersAt(address), GrpcTls: s.GRPCTLS, ServerName: name,
 		})
 		if err != nil {
 			return err
@@ -52,6 +60,26 @@ func (p *process) adoptOwn(ctx context.Context, up core.Info) error {
 		s.Join, s.Core = token, address
 	}
 	return nil
+}
+
+// outsideName is a name by which core can verify the certificate that the proxy
+// of this process was given for its gRPC port; core dials it by its address.
+func outsideName(s *configs.Proxy) (string, error) {
+	if s.GRPCCert == "" {
+		return "", nil
+	}
+	text, err := os.ReadFile(s.GRPCCert)
+	if err != nil {
+		return "", failed("proxy: --grpc-cert: "+err.Error(), "")
+	}
+	chain, err := pki.ParseCertificatesPEM(text)
+	if err != nil {
+		return "", failed("proxy: --grpc-cert "+s.GRPCCert+": "+asProblem(err).What, "give a chain in PEM, leaf first")
+	}
+	for _, name := range chain[0].DNSNames {
+		return strings.Replace(name, "*", ownName, 1), nil
+	}
+	return "", nil
 }
 
 // peersAt are the addresses that a connection from this machine to address
@@ -112,11 +140,13 @@ func find(ctx context.Context, admin control.AdminServer, role string) (*control
 
 // follow brings core's record in line with ports that were changed since.
 func follow(ctx context.Context, admin control.AdminServer, known *control.Component, want *control.AddComponentRequest) error {
-	if known.GetAddress() == want.GetAddress() {
+	same := func(is, want string) bool { return want == "" || is == want }
+	if known.GetAddress() == want.GetAddress() && same(known.GetGrpcTls(), want.GetGrpcTls()) && same(known.GetServerName(), want.GetServerName()) {
 		return nil
 	}
 	_, err := admin.SetComponent(ctx, &control.SetComponentRequest{
 		Role: want.GetRole(), Name: want.GetName(), Address: want.GetAddress(), Peers: want.GetPeers(),
+		GrpcTls: want.GetGrpcTls(), ServerName: want.GetServerName(),
 	})
 	return err
 }
@@ -134,6 +164,33 @@ func (p *process) exportRoots(ctx context.Context, admin control.AdminServer) er
 	}
 	return writeFiles(true, file{filepath.Join(p.settings.Core.DataDir, caFile), text, 0o644})
 }
+
+// followRoots keeps ca.crt in line with the CA, which a rotation or an import
+// changes while core runs.
+func (p *process) followRoots(ctx context.Context, admin control.AdminServer) error {
+	ticker := time.NewTicker(rootsEvery)
+	defer ticker.Stop()
+	last := ""
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+		err := p.exportRoots(ctx, admin)
+		switch {
+		case err == nil || ctx.Err() != nil:
+			last = ""
+		case err.Error() != last:
+			last = err.Error()
+			p.log.Warn("the CA file for others could not be written and may be out of date", "file", filepath.Join(p.settings.Core.DataDir, caFile), "cause", err)
+		}
+	}
+}
+
+// rootsEvery is how often ca.crt is compared with the CA. A new root is in it
+// long before anything is issued under it.
+const rootsEvery = 2 * time.Second
 
 // demo reports whether the built-in service is what this process serves.
 func (p *process) demo() bool {

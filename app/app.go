@@ -36,6 +36,8 @@ type grammar struct {
 	Status  statusVerb  `cmd:"" group:"look" help:"What is connected, served and in flight."`
 	Audit   auditNoun   `cmd:"" group:"look" help:"What was joined, issued, changed and denied."`
 	Health  healthVerb  `cmd:"" group:"look" help:"Whether the process on this host is ready; for probes."`
+	Backup  backupVerb  `cmd:"" group:"keep" help:"Write the whole state of core into one encrypted file, while it runs."`
+	Restore restoreVerb `cmd:"" group:"keep" help:"Put a backup into a data directory."`
 	Config  configNoun  `cmd:"" group:"keep" help:"The settings this machine would run with."`
 	Version versionVerb `cmd:"" group:"keep" help:"The version of this binary."`
 }

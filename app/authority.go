@@ -77,6 +77,9 @@ func (f caFlags) authority(c *cli, ask func(context.Context, issuer) error) erro
 	if err != nil {
 		return err
 	}
+	if ofCore(f.CADir) {
+		c.say("note: %s is the CA of a core, which does not list what is issued past it; it revokes such a certificate by its file", f.CADir)
+	}
 	return fromCore(ask(c.ctx, alone))
 }
 

@@ -111,8 +111,8 @@ func TestGuides(t *testing.T) {
 	if !strings.Contains(errs, "30 days") || !strings.Contains(out, "example.local") {
 		t.Errorf("ca import said %s%s", out, errs)
 	}
-	w.sallyport(1, "ca", "import", "@ca.crt", "@core.key", "--ca-dir", "@pki")
-	w.sallyport(1, "ca", "import", "@core.crt", "@core.key", "--ca-dir", "@pki")
+	w.sallyport(2, "ca", "import", "@ca.crt", "@core.key", "--ca-dir", "@pki")
+	w.sallyport(2, "ca", "import", "@core.crt", "@core.key", "--ca-dir", "@pki")
 	w.sallyport(1, "ca", "import", "@ca.key", "@ca.crt", "--ca-dir", "@pki")
 	// Who installed that CA alone accepts what is issued from now on; a year was
 	// not to be had.

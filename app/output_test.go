@@ -18,10 +18,19 @@ func statusSample(now time.Time) *control.StatusResponse {
 		Components: []*control.Component{
 			{Role: "gateway", Name: "orders", State: "connected", ObservedAddress: "10.0.0.7", Version: "1.0", LastSeenUnix: now.Unix(),
 				RttNano: 1234567, ClockOffsetNano: -2_000_000, CertificateNotAfterUnix: now.Add(23*time.Hour + 30*time.Second).Unix(), Generation: 4, AcknowledgedGeneration: 4, CallsInFlight: 2,
-				Upstreams: []*control.UpstreamRow{{Name: "stock", Address: "127.0.0.1:9000", Error: "connection refused"}}},
+				Upstreams:    []*control.UpstreamRow{{Name: "stock", Address: "127.0.0.1:9000", Error: "connection refused"}},
+				Certificates: []*control.CertificateRow{{Kind: "file", Holder: "gateway/orders: exported pair", Subject: "CN=orders.internal", NotAfterUnix: now.Add(40*time.Hour + 30*time.Second).Unix(), Alert: "expires soon"}}},
 			{Role: "proxy", Name: "dmz1", State: "lost", Address: "dmz1.example.org:50051", Detail: "no answer\nfrom \x1b[31mit", Generation: 2, AcknowledgedGeneration: 1},
 		},
 		Services: []*control.ServiceRow{{Service: "acme.orders.v1.Orders", Gateway: "orders", State: "routed", Upstream: "stock", Methods: []string{"Get", "List"}}},
+		Certificates: []*control.CertificateRow{
+			{Kind: "gateway", Identity: "spiffe://sallyport.internal/gateway/orders", Serial: "a1", NotAfterUnix: now.Add(23*time.Hour + 30*time.Second).Unix()},
+			{Kind: "client", Identity: "spiffe://sallyport.internal/client/old", Serial: "b2", NotAfterUnix: now.Add(72*time.Hour + 30*time.Second).Unix(), Alert: "expires soon"},
+			{Kind: "client", Identity: "spiffe://sallyport.internal/client/ci", Serial: "c3", NotAfterUnix: now.Add(2000 * time.Hour).Unix()},
+			{Kind: "file", Holder: "gateway/orders: exported pair", Subject: "CN=orders.internal", NotAfterUnix: now.Add(40*time.Hour + 30*time.Second).Unix(), Alert: "expires soon"},
+			{Kind: "file", Holder: "core: gRPC port", Subject: "CN=core.example.org", Serial: "e5", NotAfterUnix: now.Add(480*time.Hour + 30*time.Second).Unix()},
+			{Kind: "CA root", Subject: "CN=Sallyport Root CA 2553b937", Serial: "d4", NotAfterUnix: now.Add(24000*time.Hour + 30*time.Second).Unix()},
+		},
 		Warnings: []string{"proxy dmz1 is lost"},
 	}
 }

@@ -15,7 +15,6 @@ type proxyAdd struct {
 	Address    string   `placeholder:"HOST:PORT" help:"Where core dials it: its gRPC port, 50051 by default. Required."`
 	CoreIP     []string `name:"core-ip" placeholder:"IP|CIDR|NAME|any" help:"Addresses core comes from, as that proxy sees them. Required; may be given again."`
 	ServerName string   `placeholder:"NAME" help:"Name expected in the proxy's outside certificate, if not the host of --address."`
-	GRPCTLS    string   `name:"grpc-tls" enum:"internal,files" default:"internal" placeholder:"internal|files" help:"Certificate that its gRPC port shows: internal (default), or files if it runs with --grpc-cert."`
 	Reusable   bool     `help:"The token is good again after a restart, for places without a disk. Needs --ttl."`
 	TTL        period   `name:"ttl" placeholder:"30m" help:"How long the token is good for."`
 	coreFlags
@@ -40,7 +39,7 @@ func (v *proxyAdd) Run(c *cli) error {
 			"give the address that the proxy sees core come from, such as --core-ip 203.0.113.7\nor write --core-ip any if it may come from anywhere")
 	}
 	return addComponent(c, v.coreFlags, v.jsonFlag, &control.AddComponentRequest{
-		Role: "proxy", Name: v.Name, Peers: v.CoreIP, Address: v.Address, ServerName: v.ServerName, GrpcTls: v.GRPCTLS,
+		Role: "proxy", Name: v.Name, Peers: v.CoreIP, Address: v.Address, ServerName: v.ServerName,
 		Reusable: v.Reusable, TtlSeconds: v.TTL.seconds(),
 	})
 }
@@ -50,7 +49,6 @@ type proxySet struct {
 	Address    string   `placeholder:"HOST:PORT" help:"Where core dials it from now on."`
 	CoreIP     []string `name:"core-ip" placeholder:"IP|CIDR|NAME|any" help:"Replace the addresses core comes from."`
 	ServerName string   `placeholder:"NAME" help:"Name expected in its outside certificate."`
-	GRPCTLS    string   `name:"grpc-tls" enum:"internal,files," default:"" placeholder:"internal|files" help:"Certificate that its gRPC port shows from now on."`
 	coreFlags
 	jsonFlag
 }
@@ -64,11 +62,11 @@ Example:
 }
 
 func (v *proxySet) Run(c *cli) error {
-	if v.Address == "" && len(v.CoreIP) == 0 && v.ServerName == "" && v.GRPCTLS == "" {
-		return wrong("proxy set "+v.Name+": nothing to change was given", "give --address, --core-ip, --server-name or --grpc-tls")
+	if v.Address == "" && len(v.CoreIP) == 0 && v.ServerName == "" {
+		return wrong("proxy set "+v.Name+": nothing to change was given", "give --address, --core-ip or --server-name")
 	}
 	return setComponent(c, v.coreFlags, v.jsonFlag, &control.SetComponentRequest{
-		Role: "proxy", Name: v.Name, Peers: v.CoreIP, Address: v.Address, ServerName: v.ServerName, GrpcTls: v.GRPCTLS,
+		Role: "proxy", Name: v.Name, Peers: v.CoreIP, Address: v.Address, ServerName: v.ServerName,
 	})
 }
 

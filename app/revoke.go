@@ -136,6 +136,9 @@ func (c *cli) enforced(r *control.RevokeCertificateResponse) error {
 		return nil
 	}
 	fmt.Fprintf(c.out, "%d of %d enforced after %s\n", r.GetEnforced(), r.GetComponents(), elapsed(r.GetElapsedNano()))
+	if r.GetComponents() == 0 {
+		c.say("No gateway or proxy is connected at present; each hears of it before anything else when it connects.")
+	}
 	return unenforced(r)
 }
 

@@ -160,6 +160,7 @@ func (p *process) runOthers(edge, inner context.Context, group *errgroup.Group, 
 			return err
 		}
 		adopted()
+		group.Go(func() error { return p.followRoots(inner, core.Admin(*up)) })
 	}
 	if s.Gateway != nil {
 		group.Go(func() error {

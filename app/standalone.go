@@ -250,7 +250,7 @@ func (s *standalone) ImportCA(ctx context.Context, in *control.ImportCARequest, 
 	}
 	next, imported, err := s.ca.ImportCallers(in.GetChainPem(), in.GetKeyPem(), time.Now())
 	if err != nil {
-		return nil, err
+		return nil, status.Errorf(codes.InvalidArgument, "ca import: %v", err)
 	}
 	s.ca = next
 	out, err := s.ShowCA(ctx, nil)

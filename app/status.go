@@ -1,9 +1,11 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"sallyport/roles/control"
@@ -69,7 +71,8 @@ func (c *cli) status(st *control.StatusResponse) error {
 		}
 		for _, held := range m.GetCertificates() {
 			expires, state := standing(held, now)
-			t.row("  certificate", state, held.GetSubject(), "", "", "", expires, "", "", held.GetHolder())
+			_, what, _ := strings.Cut(held.GetHolder(), ": ")
+			t.row("  certificate", state, held.GetSubject(), "", "", "", expires, "", "", what)
 		}
 	}
 	if err := t.flush("no components yet: sallyport proxy add, sallyport gateway add"); err != nil {
@@ -97,18 +100,17 @@ func (c *cli) ownCertificates(rows []*control.CertificateRow, now time.Time) err
 	for _, r := range rows {
 		expires, state := standing(r, now)
 		switch kind := r.GetKind(); {
+		case kind == "file" && !strings.HasPrefix(r.GetHolder(), "core: "):
+			continue // stands below its component
 		case state != "good" && state != "revoked":
-		case kind == "root" || kind == "intermediate" || kind == "core":
+		case strings.HasPrefix(kind, "CA ") || kind == "core" || kind == "file":
 		case kind == "client" || kind == "service":
 			more++
 			continue
 		default:
 			continue
 		}
-		of := r.GetIdentity()
-		if of == "" {
-			of = r.GetSubject()
-		}
+		of := cmp.Or(r.GetIdentity(), r.GetHolder(), r.GetSubject())
 		t.row(r.GetKind(), state, of, expires, r.GetSerial())
 	}
 	if t.rows == 0 {

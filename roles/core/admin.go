@@ -36,7 +36,7 @@ type admin struct {
 
 // serve serves the socket until ctx ends.
 func (a *admin) serve(ctx context.Context, l net.Listener) error {
-	server := grpc.NewServer(grpc.Creds(socketCredentials{}), grpc.UnaryInterceptor(a.admit),
+	server := grpc.NewServer(grpc.Creds(socketCredentials{}), grpc.UnaryInterceptor(a.admit), grpc.StreamInterceptor(a.admitStream),
 		grpc.MaxRecvMsgSize(8<<20), grpc.WaitForHandlers(true))
 	control.RegisterAdminServer(server, a)
 	stop := context.AfterFunc(ctx, func() {
@@ -55,18 +55,33 @@ func (a *admin) serve(ctx context.Context, l net.Listener) error {
 
 // admit lets operators through.
 func (a *admin) admit(ctx context.Context, request any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	if err := operator(ctx); err != nil {
+		return nil, err
+	}
+	return next(ctx, request)
+}
+
+func (a *admin) admitStream(server any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	if err := operator(stream.Context()); err != nil {
+		return err
+	}
+	return next(server, stream)
+}
+
+// operator refuses who is none.
+func operator(ctx context.Context) error {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
-		return nil, status.Error(codes.PermissionDenied, "nobody is at the other end of the socket")
+		return status.Error(codes.PermissionDenied, "nobody is at the other end of the socket")
 	}
 	who, ok := p.AuthInfo.(socketPeer)
 	if !ok {
-		return nil, status.Error(codes.PermissionDenied, "the kernel does not say who is at the other end of the socket")
+		return status.Error(codes.PermissionDenied, "the kernel does not say who is at the other end of the socket")
 	}
 	if who.uid != 0 && who.uid != os.Getuid() {
-		return nil, status.Errorf(codes.PermissionDenied, "uid %d may not administer this core: run the command as the user that core runs as (uid %d), or as root", who.uid, os.Getuid())
+		return status.Errorf(codes.PermissionDenied, "uid %d may not administer this core: run the command as the user that core runs as (uid %d), or as root", who.uid, os.Getuid())
 	}
-	return next(ctx, request)
+	return nil
 }
 
 // actor is who asks, as the audit shows it.

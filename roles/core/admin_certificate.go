@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
-	"net/netip"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"sallyport/acme/pki"
 	"sallyport/roles/control"
@@ -22,7 +24,7 @@ func (a *admin) ShowCA(context.Context, *control.ShowCARequest) (*control.ShowCA
 
 func showCA(ca *pki.Authority) *control.ShowCAResponse {
 	b := ca.Bundle().Proto()
-	out := &control.ShowCAResponse{TrustDomain: b.GetTrustDomain(), Roots: b.GetRoots(), ComponentIntermediates: b.GetComponentIntermediates(), CallerIntermediates: b.GetCallerIntermediates()}
+	out := &control.ShowCAResponse{TrustDomain: b.GetTrustDomain(), Roots: b.GetRoots(), ComponentIntermediates: b.GetComponentIntermediates(), CallerIntermediates: b.GetCallerIntermediates(), CallerRoots: b.GetCallerRoots()}
 	for _, pin := range ca.Pins() {
 		out.RootPins = append(out.RootPins, hex.EncodeToString(pin[:]))
 	}
@@ -65,6 +67,7 @@ func (a *admin) ImportCA(ctx context.Context, in *control.ImportCARequest) (*con
 		return nil, refusal(err)
 	}
 	c.expiries.kick()
+	c.backupSoon()
 	out := showCA(ca)
 	out.Warnings = imported.Warnings
 	return out, nil
@@ -75,66 +78,18 @@ func (a *admin) ImportCA(ctx context.Context, in *control.ImportCARequest) (*con
 func (a *admin) IssueCertificate(ctx context.Context, in *control.IssueCertificateRequest) (*control.IssueCertificateResponse, error) {
 	c := a.core
 	if refusal := c.mayIssue(); refusal != nil {
-		return nil, wrong("cert issue: %v", refusal)
-	}
-	what := "cert issue " + clean(in.GetName())
-	if in.GetKeepCsrNames() {
-		what = "cert sign"
-	}
-	if in.GetName() != "" || !in.GetKeepCsrNames() {
-		if err := pki.ValidName(in.GetName()); err != nil {
-			return nil, wrong("%s: %v", what, err)
-		}
-	}
-	if !in.GetClient() && !in.GetServer() && !in.GetKeepCsrNames() {
-		return nil, wrong("%s: say what it is for: --client, --server or both", what)
-	}
-	csr, err := pki.ParseCSR(in.GetCsr())
-	if err != nil {
-		return nil, wrong("%s: %v", what, err)
+		return nil, status.Errorf(codes.FailedPrecondition, "cert issue: %v", refusal)
 	}
 	ca := c.ca.get()
-	request := pki.LeafRequest{PublicKey: csr.PublicKey, DNS: in.GetDns(), URIs: in.GetUris(), Client: in.GetClient(), Server: in.GetServer(),
-		Lifetime: time.Duration(in.GetLifetimeSeconds()) * time.Second}
-	role := pki.RoleService
-	if in.GetClient() {
-		role = pki.RoleClient
-	}
-	if in.GetName() != "" {
-		request.ID = pki.ID{TrustDomain: ca.TrustDomain(), Role: role, Name: in.GetName()}
-	}
-	if in.GetLifetimeSeconds() < 0 || in.GetLifetimeSeconds() > int64(maxKeyLifetime/time.Second) {
-		return nil, wrong("%s: that lifetime is out of range", what)
-	}
-	if request.Lifetime == 0 {
-		request.Lifetime = defaultLeafLifetime
-	}
-	if in.GetSubject() != "" {
-		if request.Subject, err = parseSubject(in.GetSubject()); err != nil {
-			return nil, wrong("%s: --subject: %v", what, err)
-		}
-	}
-	for _, s := range in.GetIps() {
-		ip, err := netip.ParseAddr(s)
-		if err != nil {
-			return nil, wrong("%s: --ip %q is no IP address", what, clean(s))
-		}
-		request.IPs = append(request.IPs, ip.Unmap())
-	}
-	var issued *pki.Issued
-	if in.GetKeepCsrNames() {
-		issued, err = ca.SignCSR(pki.SignRequest{LeafRequest: request, CSR: csr, KeepNames: true}, time.Now())
-	} else {
-		issued, err = ca.IssueLeaf(request, time.Now())
-	}
+	issued, id, err := IssueLeaf(ca, in, time.Now())
 	if err != nil {
-		return nil, wrong("%s: %v", what, err)
+		return nil, err
 	}
-	identity := ""
-	if !request.ID.IsZero() {
-		identity = request.ID.String()
+	identity, kind := "", leafKind(issued.Chain[0])
+	if !id.IsZero() {
+		identity, kind = id.String(), id.Role
 	}
-	if err := c.record(ctx, actor(ctx), ca, issued, string(role), request.ID, 0, ""); err != nil {
+	if err := c.record(ctx, actor(ctx), ca, issued, string(kind), id, 0, ""); err != nil {
 		return nil, refusal(err)
 	}
 	c.log.Info("certificate was issued", "identity", identity, "subject", issued.Chain[0].Subject.String(), "serial", issued.Serial, "not_after", issued.Chain[0].NotAfter, "actor", actor(ctx))
@@ -152,7 +107,7 @@ func (a *admin) ListCertificates(ctx context.Context, in *control.ListCertificat
 	}
 	out := &control.ListCertificatesResponse{}
 	for _, r := range rows {
-		w := watched{notBefore: r.NotBefore, notAfter: r.NotAfter}
+		w := watched{ours: true, notBefore: r.NotBefore, notAfter: r.NotAfter}
 		row := &control.CertificateRow{Serial: r.Serial, Identity: r.Identity, Kind: r.Kind, Subject: r.Subject, Holder: r.Holder,
 			NotBeforeUnix: seconds(r.NotBefore), NotAfterUnix: seconds(r.NotAfter), SpkiSha256: hex.EncodeToString(r.SPKI), RevokedUnix: seconds(r.Revoked)}
 		if r.Revoked.IsZero() {

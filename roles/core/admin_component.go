@@ -47,6 +47,9 @@ func (a *admin) AddComponent(ctx context.Context, in *control.AddComponentReques
 	if refusal := c.mayIssue(); refusal != nil {
 		return nil, status.Errorf(codes.FailedPrecondition, "%s add %s: %v", role, in.GetName(), refusal)
 	}
+	if err := c.checkMode(string(role)+" add "+clean(in.GetName()), role, in.GetGrpcTls()); err != nil {
+		return nil, err
+	}
 	record := store.ComponentRecord{Role: role, Name: in.GetName(), Reusable: in.GetReusable(), ServerName: in.GetServerName()}
 	what := string(role) + " add " + record.Name
 	if record.Peers, err = peersOf(what, role, in.GetPeers()); err != nil {
@@ -190,6 +193,9 @@ func (a *admin) SetComponent(ctx context.Context, in *control.SetComponentReques
 		return nil, err
 	}
 	what := string(role) + " set " + clean(in.GetName())
+	if err := a.core.checkMode(what, role, in.GetGrpcTls()); err != nil {
+		return nil, err
+	}
 	if len(in.GetServe()) > 0 && in.GetClearServe() {
 		return nil, wrong("%s: --serve and --clear-serve contradict each other", what)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"sallyport/acme/pki"
@@ -34,6 +35,7 @@ func (a *admin) Status(ctx context.Context, _ *control.StatusRequest) (*control.
 		return nil, refusal(err)
 	}
 	out.PolicyVersion = record.Version
+	out.Certificates = c.expiries.certificates(time.Now())
 	out.Warnings = a.warnings(out)
 	return out, nil
 }
@@ -43,6 +45,18 @@ func (a *admin) warnings(s *control.StatusResponse) []string {
 	var out []string
 	if w := a.core.policy.warning(); w != "" {
 		out = append(out, w)
+	}
+	if awaits := a.core.relearning.awaits(); len(awaits) > 0 {
+		out = append(out, "core was restored on a fresh host: it issues and relays nothing until it has heard "+strings.Join(awaits, ", ")+"; remove those that are gone for good")
+	}
+	for _, r := range s.GetCertificates() {
+		if r.GetAlert() != "" {
+			w := watched{kind: r.GetKind(), subject: r.GetSubject(), holder: r.GetHolder(), identity: r.GetIdentity()}
+			out = append(out, fmt.Sprintf("certificate of %s: %s (%s)", w.name(), r.GetAlert(), time.Unix(r.GetNotAfterUnix(), 0).UTC().Format(time.RFC3339)))
+		}
+	}
+	if ca := a.core.ca.get(); ca.Phase() != pki.PhaseSteady {
+		out = append(out, fmt.Sprintf("the CA is being rotated (%s since %s): sallyport ca rotate --status", ca.Phase(), ca.Since().UTC().Format(time.RFC3339)))
 	}
 	for _, m := range s.GetComponents() {
 		who := m.GetRole() + " " + m.GetName()
@@ -69,7 +83,11 @@ func (a *admin) warnings(s *control.StatusResponse) []string {
 func (a *admin) componentRow(r store.ComponentRecord) *control.Component {
 	row := &control.Component{Role: string(r.Role), Name: r.Name, Incarnation: r.Incarnation, Peers: r.Peers, Serve: r.Serve, Address: r.Address,
 		ServerName: r.ServerName, State: r.State, Version: r.Version, JoinedUnix: seconds(r.Joined), LastSeenUnix: seconds(r.LastSeen),
-		CertificateNotAfterUnix: seconds(r.NotAfter), ObservedAddress: r.Observed}
+		CertificateNotAfterUnix: seconds(r.NotAfter), ObservedAddress: r.Observed, CertificateNames: r.CertNames}
+	if r.Role == pki.RoleProxy {
+		row.GrpcTls = a.core.proxyMode()
+	}
+	row.Certificates = a.core.expiries.heldBy(r.Label(), time.Now())
 	m := a.core.registry.find(key{r.Role, r.Name})
 	if m == nil || r.State == store.StateRemoved {
 		if r.State == store.StateJoined {
@@ -83,7 +101,7 @@ func (a *admin) componentRow(r store.ComponentRecord) *control.Component {
 	row.Generation = m.snapshot.GetGeneration().GetGeneration()
 	m.mu.Unlock()
 	row.CallsInFlight = uint32(max(m.links.InFlight(), 0))
-	row.AcknowledgedGeneration = m.acknowledged.Load()
+	row.AcknowledgedGeneration, row.AcknowledgedRevocations = m.acknowledged.Load(), m.enforces.Load()
 	if announced != nil {
 		for _, u := range announced.upstreams {
 			row.Upstreams = append(row.Upstreams, &control.UpstreamRow{Name: u.GetName(), Address: u.GetAddress(), Up: u.GetUp(), Error: u.GetError()})

@@ -154,3 +154,40 @@ func issuerOf(ca *pki.Authority, what string) *x509.Certificate {
 	}
 	return nil
 }
+
+// pruneCallers drops former issuers of callers from the bundle, once the last
+// certificate that they have given has ended.
+func (c *core) pruneCallers(ctx context.Context, now time.Time) error {
+	ca := c.ca.get()
+	if ca.Phase() != pki.PhaseSteady || issuerOf(ca, "former callers' issuer") == nil {
+		return nil
+	}
+	rows, err := c.db.Certificates(ctx, true, now)
+	if err != nil {
+		return err
+	}
+	var leaves []*x509.Certificate
+	for _, r := range rows {
+		if cert, err := x509.ParseCertificate(r.DER); err == nil && !cert.IsCA {
+			leaves = append(leaves, cert)
+		}
+	}
+	next, err := c.ca.change(func(ca *pki.Authority) (*pki.Authority, error) {
+		return ca.PruneCallers(now, func(issuer *x509.Certificate) (last time.Time) {
+			for _, leaf := range leaves {
+				if leaf.NotAfter.After(last) && pki.IssuedBy(leaf, issuer) {
+					last = leaf.NotAfter
+				}
+			}
+			return last
+		})
+	})
+	if err != nil || next == ca {
+		return err
+	}
+	c.log.Info("a former issuer of callers is not believed any more: all its certificates have ended")
+	if err := c.refreshIdentity(ctx, now); err != nil {
+		return err
+	}
+	return c.publisher.publish(ctx)
+}

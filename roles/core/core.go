@@ -30,6 +30,20 @@
 // headers anew and passes the call to the gateway with the fewest calls in
 // flight among those whose upstream answers. A gateway that hands the call
 // back untouched costs the caller nothing: another one is tried.
+//
+// # Certificates
+//
+// Components renew over their control sessions (renewing.go), or recover when
+// they have expired or the CA was rotated meanwhile; the store says which of an
+// identity's keys counts. A rotation (rotation.go) and an import put another
+// immutable Authority in the place of the present one (authority.go); links are
+// replaced before they end, so that no call notices. A revocation (revoking.go)
+// is in the store and in the signed list beside it (revocationlist.go) before it
+// takes effect, and is in effect everywhere when every component has
+// acknowledged the snapshot that says so. A backup (backup.go) is all that a
+// fresh host needs (restore.go), which then learns from its components what was
+// revoked since (relearning.go). What is about to fail is said in time
+// (expiries.go, alerts.go).
 package core
 
 import (
@@ -108,6 +122,7 @@ type core struct {
 	alerts     *alerts
 	crls       *crls
 	expiries   *expiries
+	backupDue  chan struct{}
 	outside    *link.OutsideSource // what the gRPC port shows to the world; nil: core's identity
 	anchors    *link.Anchors       // of the proxies' ports; nil: they show their identities
 
@@ -181,6 +196,7 @@ func newCore(ctx context.Context, s configs.Core, d Deps, db *store.Core, opened
 	c.crls = openCRLs(s.DataDir, d.Log, db, c.ca)
 	c.rotation = newRotation(c)
 	c.expiries = newExpiries(c)
+	c.backupDue = make(chan struct{}, 1)
 	c.registry = newRegistry()
 	c.denials = newDenials(db, d.Log)
 	c.router = &router{log: d.Log, registry: c.registry, denials: c.denials, calls: relay.NewCallMetrics("core", d.Registry),
@@ -192,7 +208,7 @@ func newCore(ctx context.Context, s configs.Core, d Deps, db *store.Core, opened
 	c.registrar = &link.Registrar{Adopt: c.adopt, Stored: c.stored, Verifier: c.recoveryVerifier, Renew: c.renew, Recovered: c.recovered, Log: d.Log}
 	c.sessions = &link.CoreEnd{Version: d.Version, Log: d.Log, Opened: c.opened, Closed: c.closed, Announced: c.announced,
 		Denied: c.denied, Acknowledged: c.acknowledged, Certificate: c.certificate, Flapping: c.flapping,
-		Renew: c.renew, Renewed: c.renewed, WantRevocations: c.wantRevocations, Revocations: c.revocationsFrom, Alerted: c.alerted}
+		Renew: c.renew, Renewed: c.renewed, WantRevocations: c.wantRevocations, Revocations: c.revocationsFrom, Alerted: c.alerted, Reported: c.reported}
 	c.proxies = newProxies(c)
 	registerMetrics(d.Registry, c)
 	return c, nil
@@ -299,11 +315,18 @@ func (c *core) drain() {
 func (c *core) sweep(ctx context.Context) error {
 	tick := time.NewTicker(time.Minute)
 	defer tick.Stop()
+	pruned := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case now := <-tick.C:
+			if now.Sub(pruned) >= time.Hour {
+				pruned = now
+				if err := c.pruneCallers(ctx, now); err != nil {
+					c.log.Error("former issuers of callers stay in the bundle", "cause", err)
+				}
+			}
 			c.noteSightings(ctx, now)
 			c.forgetInstances(ctx, now)
 			if c.crls.due(now) {

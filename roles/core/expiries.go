@@ -32,6 +32,7 @@ type expiries struct {
 type watched struct {
 	kind, subject, holder, serial, identity string
 	notBefore, notAfter                     time.Time
+	ours                                    bool   // issued here: notBefore lies before that
 	trouble                                 string // why a newer file was not taken
 	remedy                                  string
 	spki                                    []byte
@@ -40,6 +41,9 @@ type watched struct {
 // life is how much of its life is left, from 0 to 1.
 func (w *watched) life(now time.Time) float64 {
 	whole := w.notAfter.Sub(w.notBefore)
+	if w.ours {
+		whole -= backdate
+	}
 	if whole <= 0 {
 		return 0
 	}
@@ -175,7 +179,7 @@ func (e *expiries) list(ctx context.Context, now time.Time) ([]watched, error) {
 		if known[r.Serial] || !r.Revoked.IsZero() || r.Kind == "root" || r.Kind == "intermediate" {
 			continue
 		}
-		w := watched{kind: r.Kind, subject: r.Subject, holder: r.Holder, serial: r.Serial, identity: r.Identity, notBefore: r.NotBefore, notAfter: r.NotAfter, spki: r.SPKI, remedy: remedyFor(r)}
+		w := watched{ours: true, kind: r.Kind, subject: r.Subject, holder: r.Holder, serial: r.Serial, identity: r.Identity, notBefore: r.NotBefore, notAfter: r.NotAfter, spki: r.SPKI, remedy: remedyFor(r)}
 		if r.Kind == string(pki.RoleCore) { // it replaces its own
 			if have, ok := newest[r.Kind]; !ok || r.NotAfter.After(have.notAfter) {
 				newest[r.Kind] = w
@@ -235,6 +239,16 @@ func (e *expiries) certificates(now time.Time) []*control.CertificateRow {
 	for _, w := range *found {
 		out = append(out, &control.CertificateRow{Serial: w.serial, Identity: w.identity, Kind: w.kind, Subject: w.subject, NotBeforeUnix: seconds(w.notBefore),
 			NotAfterUnix: seconds(w.notAfter), SpkiSha256: fmt.Sprintf("%x", w.spki), Holder: w.holder, Alert: w.alert(now)})
+	}
+	return out
+}
+
+// heldBy is what was found of a component, beside its identity.
+func (e *expiries) heldBy(component string, now time.Time) (out []*control.CertificateRow) {
+	for _, r := range e.certificates(now) {
+		if strings.HasPrefix(r.GetHolder(), component+": ") {
+			out = append(out, r)
+		}
 	}
 	return out
 }

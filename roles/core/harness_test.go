@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -180,6 +181,7 @@ type member struct {
 	name    string
 	self    *link.Self
 	end     *link.ComponentEnd
+	renewer *link.Renewer
 	log     *slog.Logger
 	hold    chan struct{} // a value per snapshot that may be acknowledged; nil: at once
 	ctx     context.Context
@@ -196,8 +198,13 @@ func newMember(t testing.TB, role pki.Role, name string, log io.Writer) *member 
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	instance := make([]byte, 16)
 	rand.Read(instance)
-	p.end = &link.ComponentEnd{Log: p.log, Apply: p.apply,
-		Hello: func() *control.Hello { return &control.Hello{Version: "fake", Instance: instance} }}
+	p.end = &link.ComponentEnd{Log: p.log, Apply: p.apply, Revocations: p.self.Revocations,
+		Hello: func() *control.Hello {
+			held, _ := p.last()
+			return &control.Hello{Version: "fake", Instance: instance, Held: held.GetGeneration(), RevocationsHeld: p.self.RevocationsHead()}
+		}}
+	p.renewer = &link.Renewer{Self: p.self, End: p.end, Version: "fake", Log: p.log}
+	p.running.Go(func() { p.renewer.Run(p.ctx) })
 	t.Cleanup(p.close)
 	return p
 }
@@ -246,10 +253,15 @@ func (r *running) addGateway(name string, serve ...string) *gateway {
 		r.t.Fatal(err)
 	}
 	g := &gateway{member: newMember(r.t, pki.RoleGateway, name, r.log), core: r.info.GRPCAddress, upstream: echoServer(r.t, name), seen: make(chan []relay.Field, 100)}
+	g.renewer.Dial = g.dialRenew
 	if err := g.join(added.GetToken()); err != nil {
 		r.t.Fatalf("gateway %s: %v", name, err)
 	}
 	return g
+}
+
+func (g *gateway) dialRenew(ctx context.Context) (*link.Conn, error) {
+	return (&link.Dialler{Self: g.self, Log: g.log}).Dial(ctx, g.core, link.ALPNRenew, pki.Expect{Role: pki.RoleCore})
 }
 
 func (g *gateway) join(text string) error {
@@ -277,23 +289,46 @@ func (g *gateway) connect() (disconnect func()) {
 	ctx, stop := context.WithCancel(g.ctx)
 	d := link.Dialler{Self: g.self, Log: g.log}
 	var both sync.WaitGroup
-	keep := func(alpn string, f func(context.Context, *link.Conn) error) {
+	keep := func(alpn string, f func(context.Context, *link.Conn, *link.Turn) error) {
 		both.Add(1)
 		g.running.Go(func() {
 			defer both.Done()
-			link.Keep(ctx, g.log, alpn, func(ctx context.Context) error {
+			link.KeepFresh(ctx, g.log, alpn, func(ctx context.Context, t *link.Turn) error {
 				conn, err := d.Dial(ctx, g.core, alpn, pki.Expect{Role: pki.RoleCore})
 				if err != nil {
+					g.renewer.Trouble(err)
 					return err
 				}
 				defer conn.Close()
-				return f(ctx, conn)
+				t.Use(conn)
+				return f(ctx, conn, t)
 			})
 		})
 	}
-	keep(link.ALPNControl, g.end.Run)
-	keep(link.ALPNRelay, func(ctx context.Context, conn *link.Conn) error {
-		return relay.NewServer(conn.Conn, &relay.Options{Hop: "gateway " + g.name, Remote: "link to core"}, relay.HandlerFunc(g.serve)).Run(ctx)
+	keep(link.ALPNControl, func(ctx context.Context, conn *link.Conn, _ *link.Turn) error {
+		err := g.end.Run(ctx, conn)
+		g.renewer.Trouble(err)
+		return err
+	})
+	keep(link.ALPNRelay, func(ctx context.Context, conn *link.Conn, t *link.Turn) error {
+		l := relay.NewServer(conn.Conn, &relay.Options{Hop: "gateway " + g.name, Remote: "link to core"}, relay.HandlerFunc(g.serve))
+		ended := make(chan struct{})
+		var beside sync.WaitGroup
+		defer beside.Wait()
+		defer close(ended)
+		beside.Go(func() {
+			select {
+			case <-l.Ready():
+				conn.Up()
+			case <-ended:
+			}
+			select {
+			case <-t.Retired():
+				l.Drain()
+			case <-ended:
+			}
+		})
+		return l.Run(ctx)
 	})
 	return func() {
 		stop()
@@ -399,11 +434,18 @@ func (r *running) addProxy(name string) *proxy {
 		r.t.Fatal(err)
 	}
 	p := &proxy{member: newMember(r.t, pki.RoleProxy, name, r.log), address: l.Addr().String()}
-	port := &link.Port{Self: p.self, Log: p.log, Expect: pki.RoleCore, Token: func() *pki.Token { return &token }, Handlers: map[string]link.Handler{
+	var joined atomic.Bool
+	port := &link.Port{Self: p.self, Log: p.log, Expect: pki.RoleCore, Recover: p.renewer.ServeRecover, Token: func() *pki.Token {
+		if joined.Load() {
+			return nil
+		}
+		return &token
+	}, Handlers: map[string]link.Handler{
 		link.ALPNJoin: func(ctx context.Context, conn *link.Conn) {
 			grant, err := (&link.Newcomer{Token: token, Role: pki.RoleProxy, Dir: filepath.Join(r.t.TempDir(), "id"), Version: "fake"}).Join(ctx, conn)
 			if err == nil {
 				p.self.Set(grant.Credentials, grant.Bundle)
+				joined.Store(true)
 			}
 		},
 		link.ALPNControl: func(ctx context.Context, conn *link.Conn) { p.end.Run(ctx, conn) },
@@ -488,6 +530,8 @@ func expectStatus(t *testing.T, err error, code codes.Code, words ...string) {
 func (r *running) logger() *slog.Logger { return slog.New(slog.NewTextHandler(r.log, nil)) }
 
 func renameAway(path string) error { return os.Rename(path, path+".away") }
+
+func renameTo(from, to string) error { return os.Rename(from, to) }
 
 func itoa(n int) string { return strconv.Itoa(n) }
 

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"sallyport/acme/pki"
@@ -19,7 +18,10 @@ import (
 // at a running core and with --ca-dir. The identity is zero when a request
 // without a name is signed. Its errors are statuses, for whoever asked.
 func IssueLeaf(ca *pki.Authority, in *control.IssueCertificateRequest, now time.Time) (*pki.Issued, pki.ID, error) {
-	what := strings.TrimSpace("certificate " + clean(in.GetName()))
+	what := "cert issue " + clean(in.GetName())
+	if in.GetKeepCsrNames() || in.GetName() == "" {
+		what = "cert sign"
+	}
 	csr, err := pki.ParseCSR(in.GetCsr())
 	if err != nil {
 		return nil, pki.ID{}, wrong("%s: %v", what, err)
@@ -111,4 +113,12 @@ func leafLifetime(ca *pki.Authority, asked int64, now time.Time) (time.Duration,
 		return min(defaultLeafLifetime, left), nil
 	}
 	return defaultLeafLifetime, nil
+}
+
+// leafKind is what a certificate without an identity counts as in listings.
+func leafKind(c *x509.Certificate) pki.Role {
+	if slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageServerAuth) {
+		return pki.RoleService
+	}
+	return pki.RoleClient
 }

@@ -21,6 +21,8 @@ type collector struct {
 	offset    *prometheus.Desc
 	serving   *prometheus.Desc
 	notAfter  *prometheus.Desc
+	expiry    *prometheus.Desc
+	enforces  *prometheus.Desc
 	policy    *prometheus.Desc
 	waiting   *prometheus.Desc
 }
@@ -39,6 +41,8 @@ func registerMetrics(reg prometheus.Registerer, c *core) {
 		offset:    prometheus.NewDesc("sallyport_component_clock_offset_seconds", "Core's clock minus the component's.", who, nil),
 		serving:   prometheus.NewDesc("sallyport_service_gateways", "Gateways that serve a service now.", []string{"service"}, nil),
 		notAfter:  prometheus.NewDesc("sallyport_core_certificate_not_after_seconds", "When core's own certificate ends.", nil, nil),
+		expiry:    prometheus.NewDesc("sallyport_certificate_not_after_seconds", "When a certificate of the system ends: the CA's, the components', files in use, and those issued to others.", []string{"kind", "holder", "subject", "serial"}, nil),
+		enforces:  prometheus.NewDesc("sallyport_component_revocations", "Entries of the revocation list that a gateway or proxy enforces.", who, nil),
 		policy:    prometheus.NewDesc("sallyport_policy_version", "The policy in force; 0 is the built-in one.", nil, nil),
 		waiting:   prometheus.NewDesc("sallyport_calls_waiting", "Calls that wait for a gateway that is about to take them.", nil, nil),
 	})
@@ -46,7 +50,7 @@ func registerMetrics(reg prometheus.Registerer, c *core) {
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.connected, c.links, c.inFlight, c.rtt, c.offset, c.serving, c.notAfter, c.policy, c.waiting} {
+	for _, d := range []*prometheus.Desc{c.connected, c.links, c.inFlight, c.rtt, c.offset, c.serving, c.notAfter, c.expiry, c.enforces, c.policy, c.waiting} {
 		out <- d
 	}
 }
@@ -66,6 +70,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 			continue
 		}
 		state := s.State()
+		gauge(c.enforces, float64(m.enforces.Load()), role, m.name)
 		gauge(c.connected, 1, role, m.name)
 		gauge(c.rtt, state.RTT.Seconds(), role, m.name)
 		gauge(c.offset, state.ClockOffset.Seconds(), role, m.name)
@@ -84,6 +89,18 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	}
 	if own := c.core.self.Credentials(); own != nil {
 		gauge(c.notAfter, float64(own.Chain[0].NotAfter.Unix()))
+	}
+	seen := map[string]bool{}
+	for _, r := range c.core.expiries.certificates(time.Now()) {
+		subject := r.GetIdentity()
+		if subject == "" {
+			subject = r.GetSubject()
+		}
+		// Texts of components: one of two that say the same is enough.
+		if id := r.GetKind() + "\x00" + r.GetHolder() + "\x00" + subject + "\x00" + r.GetSerial(); !seen[id] {
+			seen[id] = true
+			gauge(c.expiry, float64(r.GetNotAfterUnix()), r.GetKind(), r.GetHolder(), subject, r.GetSerial())
+		}
 	}
 	gauge(c.waiting, float64(len(c.core.router.waiting)))
 }

@@ -41,6 +41,20 @@ func (c *core) proxyMode() string {
 	return link.ModeInternal
 }
 
+// checkMode refuses a proxy whose port would show itself otherwise than core
+// expects it of its proxies.
+func (c *core) checkMode(what string, role pki.Role, mode string) error {
+	switch {
+	case mode == "" || role == pki.RoleProxy && mode == c.proxyMode():
+		return nil
+	case role != pki.RoleProxy:
+		return wrong("%s: --grpc-tls is for proxies, which core dials", what)
+	case mode == link.ModeFiles:
+		return wrong("%s: core has not been told which CA signs the certificates of its proxies' ports: start it with --proxy-grpc-ca FILE or --proxy-grpc-ca system", what)
+	}
+	return wrong("%s: core was started with --proxy-grpc-ca, so it expects of every proxy that its port shows a certificate of files: leave --grpc-tls out", what)
+}
+
 // recoveryVerifier judges the former certificates of who recovers an identity.
 func (c *core) recoveryVerifier() *pki.Verifier {
 	return c.ca.get().RecoveryVerifier(time.Now, c.self.Revoked)

@@ -277,6 +277,7 @@ func (r *rotation) do(ctx context.Context, step string, now time.Time) error {
 	if step == store.StepCompromised {
 		r.disown()
 	}
+	c.backupSoon() // an older backup's CA is not believed any more after a while
 	// Before others are told what to believe, core shows what they believe already.
 	if err := c.refreshIdentity(ctx, now); err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"net"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,20 +29,29 @@ type fakeCore struct {
 	t         *testing.T
 	authority *pki.Authority
 	self      *link.Self
-	address   string // for gateways
-	entrance  string // for callers
+	lifetime  time.Duration // of gateways' certificates
+	renewed   atomic.Int32
+	recovered atomic.Int32
+	linksMade atomic.Int32
+	refuse    atomic.Pointer[pki.Refusal] // of renewals
+	reports   chan []*control.Certificate // of heartbeats, if wanted
+	files     *link.OutsideSource         // what its port shows, nil: its identity
+	address   string                      // for gateways
+	entrance  string                      // for callers
 	end       *link.CoreEnd
 	pool      relay.Pool
 
-	mu        sync.Mutex
-	part      *control.GatewayPart
-	headers   []relay.Field // what this core writes for the gateway
-	announced *control.Announcement
-	news      chan struct{}
-	acks      chan *control.SnapshotAck
-	retries   chan error
-	stop      func()
-	stored    func() // the gateway has its identity on disk, and waits
+	mu         sync.Mutex
+	part       *control.GatewayPart
+	names      []string      // for the exported pair
+	exportLife time.Duration // of it
+	headers    []relay.Field // what this core writes for the gateway
+	announced  *control.Announcement
+	news       chan struct{}
+	acks       chan *control.SnapshotAck
+	retries    chan error
+	stop       func()
+	stored     func() // the gateway has its identity on disk, and waits
 }
 
 func newFakeCore(t *testing.T) *fakeCore {
@@ -50,7 +60,7 @@ func newFakeCore(t *testing.T) *fakeCore {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &fakeCore{t: t, authority: a, self: link.NewSelf(), news: make(chan struct{}, 100), acks: make(chan *control.SnapshotAck, 100), retries: make(chan error, 100)}
+	c := &fakeCore{t: t, authority: a, lifetime: time.Hour, self: link.NewSelf(), news: make(chan struct{}, 100), acks: make(chan *control.SnapshotAck, 100), retries: make(chan error, 100)}
 	key, err := pki.NewKey("p256")
 	if err != nil {
 		t.Fatal(err)
@@ -81,10 +91,17 @@ func (c *fakeCore) start() {
 			c.news <- struct{}{}
 		},
 		Acknowledged: func(_ *link.Session, a *control.SnapshotAck) { c.acks <- a },
+		Renew:        c.renew,
+		Certificate:  c.certificate,
+		Reported: func(_ *link.Session, list []*control.Certificate) {
+			if c.reports != nil {
+				c.reports <- list
+			}
+		},
 	}
-	registrar := &link.Registrar{Log: log, Adopt: func(_ context.Context, a link.JoinAttempt) (*control.JoinGrant, *pki.Refusal) {
+	registrar := &link.Registrar{Log: log, Renew: c.renew, Verifier: func() *pki.Verifier { return c.authority.RecoveryVerifier(time.Now, c.self.Revoked) }, Adopt: func(_ context.Context, a link.JoinAttempt) (*control.JoinGrant, *pki.Refusal) {
 		id := pki.ID{TrustDomain: "test.internal", Role: pki.RoleGateway, Name: "attic"}
-		issued, err := c.authority.IssueComponent(pki.ComponentRequest{ID: id, Incarnation: 1, PublicKey: a.PublicKey, Lifetime: time.Hour}, time.Now())
+		issued, err := c.authority.IssueComponent(pki.ComponentRequest{ID: id, Incarnation: 1, PublicKey: a.PublicKey, Lifetime: c.lifetime}, time.Now())
 		if err != nil {
 			return nil, &pki.Refusal{Code: "failed", Cause: err.Error(), Remedy: "none"}
 		}
@@ -94,15 +111,19 @@ func (c *fakeCore) start() {
 			c.stored()
 		}
 	}}
-	port := &link.Port{Self: c.self, Log: log, Expect: pki.RoleGateway, Handlers: map[string]link.Handler{
+	port := &link.Port{Self: c.self, Log: log, Expect: pki.RoleGateway, Recover: registrar.ServeRecover, Handlers: map[string]link.Handler{
 		link.ALPNJoin:    func(ctx context.Context, conn *link.Conn) { _ = registrar.Serve(ctx, conn) },
 		link.ALPNControl: func(ctx context.Context, conn *link.Conn) { _ = c.end.Serve(ctx, conn) },
 		link.ALPNRelay: func(ctx context.Context, conn *link.Conn) {
 			r := relay.NewClient(conn, &relay.Options{Limits: relay.LinkLimits(), Log: log, Hop: "core", Remote: "gateway attic"})
 			c.pool.Add(r)
+			c.linksMade.Add(1)
 			_ = r.Run(ctx)
 		},
 	}}
+	if c.files != nil {
+		port.Outside = c.files.Certificate
+	}
 	gateways, err := net.Listen("tcp", c.address)
 	if err != nil {
 		c.t.Fatal(err)
@@ -146,11 +167,27 @@ func (c *fakeCore) carry(call *relay.Call) {
 	}
 }
 
+// certificate answers what a gateway asks beside its identity.
+func (c *fakeCore) certificate(_ context.Context, _ *link.Session, q *control.CertificateRequest) ([][]byte, *pki.Refusal) {
+	csr, err := pki.ParseCSR(q.GetCsr())
+	if err != nil || q.GetPurpose() != control.CertificateRequest_PURPOSE_EXPORT {
+		return nil, &pki.Refusal{Code: "purpose_unknown", Cause: "not this", Remedy: "none"}
+	}
+	c.mu.Lock()
+	names, life := c.names, c.exportLife
+	c.mu.Unlock()
+	issued, err := c.authority.IssueLeaf(pki.LeafRequest{PublicKey: csr.PublicKey, DNS: names, Server: true, Lifetime: life}, time.Now())
+	if err != nil {
+		return nil, &pki.Refusal{Code: "core_error", Cause: err.Error(), Remedy: "none"}
+	}
+	return issued.DER(), nil
+}
+
 func (c *fakeCore) snapshot() *control.Snapshot {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return &control.Snapshot{Generation: &control.Generation{Epoch: 1, Generation: uint64(time.Now().UnixNano())}, Bundle: c.authority.Bundle().Proto(),
-		CoreAddresses: []string{c.address}, Part: &control.Snapshot_Gateway{Gateway: c.part}}
+		CoreAddresses: []string{c.address}, CertificateNames: c.names, Part: &control.Snapshot_Gateway{Gateway: c.part}}
 }
 
 // rule lets the gateway serve services with these method rules, and waits
@@ -222,7 +259,11 @@ func (c *fakeCore) client() *grpc.ClientConn {
 
 func (c *fakeCore) token() string {
 	c.t.Helper()
-	token, err := pki.NewToken(pki.Token{Role: pki.RoleGateway, Name: "attic", Expires: time.Now().Add(time.Hour), Core: c.address, Pins: c.authority.Pins()}, rand.Reader)
+	t := pki.Token{Role: pki.RoleGateway, Name: "attic", Expires: time.Now().Add(time.Hour), Core: c.address, Pins: c.authority.Pins()}
+	if c.files != nil {
+		t.GRPCTLS, t.ServerName = link.ModeFiles, "core.example"
+	}
+	token, err := pki.NewToken(t, rand.Reader)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -262,13 +303,13 @@ func runGateway(t *testing.T, s configs.Gateway) *running {
 
 // untilReady waits until the gateway says that it is, or, with want false,
 // that it is not any more.
-func (r *running) until(want bool) {
+func (r *running) until(want bool) error {
 	r.t.Helper()
 	for limit := time.After(15 * time.Second); ; {
 		select {
 		case err := <-r.ready:
 			if (err == nil) == want {
-				return
+				return err
 			}
 		case <-limit:
 			r.t.Fatal(errors.New("the gateway's readiness did not change"))

@@ -80,6 +80,7 @@ type gateway struct {
 	anchors   *link.Anchors // that verify core's port in mode files; nil: it shows its identity
 	renewer   *link.Renewer
 	renewals  atomic.Uint32 // times core was dialled to recover the identity
+	export    *exporter     // nil: nothing is exported
 	links     links
 	stopping  atomic.Bool
 	telling   sync.Mutex // serialises tellReady
@@ -171,6 +172,21 @@ func open(s configs.Gateway, d Deps) (*gateway, *pki.Token, error) {
 		Dial:  g.dialRenewal,
 		Ready: func(error) { g.tellReady() },
 	}
+	if s.ExportCert != "" {
+		g.export, err = openExporter(&exporter{dir: s.ExportCert, bundle: g.self.Bundle, log: d.Log, news: make(chan struct{}, 1),
+			now: func() time.Time { return time.Now().Add(g.end.ClockOffset()) },
+			names: func() ([]string, bool) {
+				held := g.snapshots.Snapshot()
+				return held.GetCertificateNames(), held != nil
+			},
+			request: func(ctx context.Context, csr []byte) ([][]byte, error) {
+				return g.end.Request(ctx, csr, control.CertificateRequest_PURPOSE_EXPORT)
+			}})
+		if err != nil {
+			g.db.Close()
+			return nil, nil, err
+		}
+	}
 	return g, token, nil
 }
 
@@ -213,6 +229,12 @@ func (g *gateway) prepare(s *control.Snapshot) (func(), error) {
 	}
 	return func() {
 		v.logNew(g.log, g.verdicts.Swap(v))
+		if g.export != nil {
+			select {
+			case g.export.news <- struct{}{}:
+			default:
+			}
+		}
 		g.tellReady()
 	}, nil
 }
@@ -235,6 +257,9 @@ func (g *gateway) run(ctx context.Context) error {
 	g.goroutines.Go(func() { g.keepAnnounced(work) })
 	if g.anchors != nil {
 		g.goroutines.Go(func() { _ = g.anchors.Run(work) })
+	}
+	if g.export != nil {
+		g.goroutines.Go(func() { g.export.run(work) })
 	}
 	g.goroutines.Go(func() { g.keepSession(work) })
 	g.goroutines.Go(func() { _ = g.renewer.Run(work) }) // nil: work has ended

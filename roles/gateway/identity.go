@@ -34,6 +34,9 @@ func (g *gateway) join(ctx context.Context, token pki.Token) error {
 	if err := g.db.Put(keyCore, []byte(address)); err != nil {
 		return err
 	}
+	if err := g.db.Put(keyServerName, []byte(token.ServerName)); err != nil {
+		return err
+	}
 	outside, err := link.OutsideFor(token.GRPCTLS, token.ServerName, g.anchors, g.settings.GRPCServerName, "--grpc-ca")
 	if err != nil {
 		return fmt.Errorf("join core at %s: %w", address, err)

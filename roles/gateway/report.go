@@ -21,5 +21,10 @@ func (g *gateway) reports() []*control.Certificate {
 			list = append(list, link.ReportFile("CA of upstream "+u.Name, u.CA, true))
 		}
 	}
+	if g.export != nil {
+		if c := g.export.report(); c != nil {
+			list = append(list, c)
+		}
+	}
 	return list
 }

@@ -212,6 +212,7 @@ func (r *Renewer) take(key crypto.Signer, der [][]byte, bundle *pki.Bundle) erro
 	r.mu.Lock()
 	r.trouble, r.fresh = nil, time.Now().Add(defaultHandshakeTimeout)
 	r.mu.Unlock()
+	r.judge(nil, next.Chain[0]) // it may have been core that came, and not Run that asked
 	r.log().Info("the identity is renewed", "identity", next.ID.String(), "serial", pki.Serial(next.Chain[0]), "not_after", next.NotAfter().UTC())
 	if r.End != nil {
 		r.End.renewed()

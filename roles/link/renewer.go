@@ -206,6 +206,7 @@ func (r *Renewer) judge(err error, leaf *x509.Certificate) {
 	switch {
 	case err == nil:
 		r.err = nil
+	case r.Self.state.Load().leaf() != leaf: // renewed meanwhile
 	case isFinal(err) || leaf.NotAfter.Sub(r.clock()) <= lifeOf(leaf)/4:
 		r.err = fmt.Errorf("the identity is not renewed, and ends at %s: %w", leaf.NotAfter.UTC().Format(time.RFC3339), err)
 	}

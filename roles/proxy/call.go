@@ -29,7 +29,9 @@ func (p *proxy) serve(c *relay.Call) {
 	p.metrics.Begin()
 	crowd := p.public.admission
 	room := crowd.begin(from.from)
+	from.calls.begin(c) // before it is judged, so that no change in between is missed
 	c.OnDone(func(o relay.Outcome) {
+		from.calls.end(c)
 		crowd.end(from.from)
 		record.Code, record.Duration = o.Code, o.Duration
 		if o.OriginHop {

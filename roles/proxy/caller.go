@@ -22,6 +22,7 @@ type client struct {
 	name   string              // source as components tell each other: the bare address
 	chain  []*x509.Certificate // the client certificate it proved to hold, or nil
 	judged atomic.Pointer[judgement]
+	calls  openCalls
 }
 
 // judgement is what a view says of a client's certificate. It is made once per
@@ -29,8 +30,8 @@ type client struct {
 type judgement struct {
 	view    *view
 	until   time.Time
-	id      string
-	claim   string // for core
+	who     policy.Claim
+	claim   string // who, for core
 	refusal *pki.Refusal
 }
 
@@ -63,17 +64,8 @@ func (c *client) certificate(v *view, now time.Time) *judgement {
 			}
 		}
 	}
-	id, err := v.callers.Caller(c.chain)
-	if err != nil {
-		if r, ok := pki.AsRefusal(err); ok {
-			j.refusal = r
-		} else {
-			why := pki.Explain(err)
-			j.refusal = &why
-		}
-	} else {
-		j.id = id.String()
-		j.claim = policy.EncodeClaim(policy.Claim{ID: j.id})
+	if j.who, j.refusal = v.callers.judge(c.chain, now); j.refusal == nil {
+		j.claim = policy.EncodeClaim(j.who)
 	}
 	c.judged.Store(j)
 	return j
@@ -103,7 +95,7 @@ func (p *proxy) authenticate(call *relay.Call, c *client, v *view, now time.Time
 			return out, &refused{codes.Unauthenticated, "certificate_" + j.refusal.Code, "client certificate: " + j.refusal.Error()}
 		}
 		out.claim = j.claim
-		out.caller = policy.Claim{ID: j.id}.CallerVia(p.name())
+		out.caller = j.who.CallerVia(p.name())
 	}
 	authorization, n := "", 0
 	for _, f := range call.Header() {

@@ -13,13 +13,13 @@ func TestAJudgementEndsWithTheCertificate(t *testing.T) {
 	core := newFakeCore(t)
 	now := time.Now()
 	clock := now
-	v := &view{callers: core.authority.Bundle().CallerVerifier(func() time.Time { return clock }, nil)}
+	v := &view{callers: &callers{own: core.authority.Bundle().CallerVerifier(func() time.Time { return clock }, nil)}}
 	c := newClient(netip.MustParseAddrPort("192.0.2.7:4711"), core.clientCertificate("billing", 10*time.Minute).Chain)
 	first := c.certificate(v, now)
-	if first.refusal != nil || first.id != "spiffe://test.internal/client/billing" {
+	if first.refusal != nil || first.who.ID != "spiffe://test.internal/client/billing" {
 		t.Fatalf("judged %+v", first)
 	}
-	if claim, err := policy.ParseClaim(first.claim); err != nil || claim.ID != first.id {
+	if claim, err := policy.ParseClaim(first.claim); err != nil || claim.ID != first.who.ID {
 		t.Errorf("claim %q: %v", first.claim, err)
 	}
 	if c.certificate(v, now.Add(time.Minute)) != first {
@@ -32,7 +32,7 @@ func TestAJudgementEndsWithTheCertificate(t *testing.T) {
 	// Another view, another judgement: it may revoke.
 	clock = now
 	other := *v
-	other.callers = core.authority.Bundle().CallerVerifier(func() time.Time { return clock }, nil)
+	other.callers = &callers{own: core.authority.Bundle().CallerVerifier(func() time.Time { return clock }, nil)}
 	if j := c.certificate(&other, now); j == first || j.refusal != nil {
 		t.Errorf("judged %+v", j)
 	}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -40,9 +41,17 @@ type fakeCore struct {
 	token     pki.Token
 	upstream  *bufconn.Listener
 
+	lifetime   time.Duration // of the proxy's identity
+	publicLife time.Duration // of its public port's certificate
+	renewed    atomic.Int32
+	recovered  atomic.Int32
+	outside    *link.Outside               // how its gRPC port is verified
+	reports    chan []*control.Certificate // of heartbeats, if wanted
+
 	mu       sync.Mutex // guards what follows
 	part     *control.ProxyPart
 	revoked  []*control.Revocation
+	crl      []byte
 	refuse   bool // no certificate for the public port
 	denials  []*control.Denial
 	requests []string // purposes
@@ -102,7 +111,7 @@ func newFakeCore(t *testing.T) *fakeCore {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &fakeCore{t: t, authority: a, self: link.NewSelf(), upstream: bufconn.Listen(1 << 18),
+	c := &fakeCore{t: t, authority: a, lifetime: time.Hour, publicLife: time.Hour, self: link.NewSelf(), upstream: bufconn.Listen(1 << 18),
 		acks: make(chan *control.SnapshotAck, 100), calls: make(chan []relay.Field, 1000)}
 	c.part = &control.ProxyPart{Policy: []byte(testPolicy), Services: []*control.Service{{Name: echoName, Available: true}},
 		Descriptors: descriptorsOf(t, demo.File_roles_gateway_demo_echo_proto)}
@@ -166,26 +175,56 @@ func (c *fakeCore) connect(address string) {
 			c.mu.Unlock()
 		},
 		Certificate: c.certificate,
+		Renew:       c.renew,
+		Reported: func(_ *link.Session, list []*control.Certificate) {
+			if c.reports != nil {
+				c.reports <- list
+			}
+		},
 	}
-	dialler := &link.Dialler{Self: c.self, Log: log}
+	dialler := &link.Dialler{Self: c.self, Log: log, Outside: c.outside}
+	want := pki.Expect{Role: pki.RoleProxy, Name: "dmz1"}
+	registrar := &link.Registrar{Log: log, Renew: c.renew, Verifier: c.recoveryVerifier}
 	running.Go(func() {
-		link.Keep(ctx, log, "session", func(ctx context.Context) error {
-			conn, err := dialler.Dial(ctx, address, link.ALPNControl, pki.Expect{Role: pki.RoleProxy, Name: "dmz1"})
+		link.KeepFresh(ctx, log, "session", func(ctx context.Context, turn *link.Turn) error {
+			conn, err := dialler.Dial(ctx, address, link.ALPNControl, want)
+			if err != nil && link.Recoverable(err) {
+				recovery := &link.Dialler{Self: c.self, Log: log, Recovery: c.recoveryVerifier, Outside: c.outside}
+				if conn, err := recovery.Dial(ctx, address, link.ALPNRenew, want); err == nil {
+					_ = registrar.Recover(ctx, conn)
+				}
+			}
 			if err != nil {
 				return err
 			}
 			defer conn.Close()
+			turn.Use(conn)
 			return c.end.Serve(ctx, conn)
 		})
 	})
 	running.Go(func() {
-		link.Keep(ctx, log, "link", func(ctx context.Context) error {
-			conn, err := dialler.Dial(ctx, address, link.ALPNRelay, pki.Expect{Role: pki.RoleProxy, Name: "dmz1"})
+		link.KeepFresh(ctx, log, "link", func(ctx context.Context, turn *link.Turn) error {
+			conn, err := dialler.Dial(ctx, address, link.ALPNRelay, want)
 			if err != nil {
 				return err
 			}
 			defer conn.Close()
+			turn.Use(conn)
 			r := relay.NewServer(conn, &relay.Options{Limits: relay.LinkLimits(), Log: log, Hop: "core", Remote: "proxy"}, relay.HandlerFunc(c.carry))
+			var watching sync.WaitGroup
+			defer watching.Wait()
+			watching.Go(func() {
+				select {
+				case <-r.Ready():
+					conn.Up()
+				case <-r.Done():
+				}
+				select {
+				case <-turn.Retired():
+					r.Drain()
+				case <-r.Done():
+				}
+			})
 			return r.Run(ctx)
 		})
 	})
@@ -204,7 +243,7 @@ func (c *fakeCore) disconnect() {
 func (c *fakeCore) join(address string) {
 	c.t.Helper()
 	log := logTo(c.t).With("at", "core")
-	dialler := &link.Dialler{Self: c.self, BootstrapKey: c.token.PublicKey(), Log: log}
+	dialler := &link.Dialler{Self: c.self, BootstrapKey: c.token.PublicKey(), Log: log, Outside: c.outside}
 	conn, err := dialler.Dial(c.t.Context(), address, link.ALPNJoin, pki.Expect{Role: pki.RoleProxy})
 	if err != nil {
 		c.t.Fatal(err)
@@ -212,7 +251,7 @@ func (c *fakeCore) join(address string) {
 	defer conn.Close()
 	registrar := &link.Registrar{Log: log, Adopt: func(_ context.Context, a link.JoinAttempt) (*control.JoinGrant, *pki.Refusal) {
 		id := pki.ID{TrustDomain: "test.internal", Role: pki.RoleProxy, Name: "dmz1"}
-		issued, err := c.authority.IssueComponent(pki.ComponentRequest{ID: id, Incarnation: 1, PublicKey: a.PublicKey, Lifetime: time.Hour}, time.Now())
+		issued, err := c.authority.IssueComponent(pki.ComponentRequest{ID: id, Incarnation: 1, PublicKey: a.PublicKey, Lifetime: c.lifetime}, time.Now())
 		if err != nil {
 			return nil, &pki.Refusal{Code: "failed", Cause: err.Error(), Remedy: "none"}
 		}
@@ -239,7 +278,7 @@ func (c *fakeCore) certificate(_ context.Context, _ *link.Session, r *control.Ce
 	if err != nil {
 		return nil, &pki.Refusal{Code: "csr_bad", Cause: err.Error(), Remedy: "none"}
 	}
-	issued, err := c.authority.IssueLeaf(pki.LeafRequest{PublicKey: csr.PublicKey, Server: true, DNS: []string{"localhost"}, IPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, Lifetime: time.Hour}, time.Now())
+	issued, err := c.authority.IssueLeaf(pki.LeafRequest{PublicKey: csr.PublicKey, Server: true, DNS: []string{"localhost"}, IPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, Lifetime: c.publicLife}, time.Now())
 	if err != nil {
 		return nil, &pki.Refusal{Code: "failed", Cause: err.Error(), Remedy: "none"}
 	}
@@ -279,7 +318,7 @@ func (c *fakeCore) snapshot() *control.Snapshot {
 		c.began++
 		number = c.began
 	}
-	return &control.Snapshot{Generation: &control.Generation{Epoch: 1, Generation: number}, Bundle: c.authority.Bundle().Proto(), Revocations: c.revoked,
+	return &control.Snapshot{Generation: &control.Generation{Epoch: 1, Generation: number}, Bundle: c.authority.Bundle().Proto(), Revocations: c.revoked, Crl: c.crl,
 		Part: &control.Snapshot_Proxy{Proxy: c.part}}
 }
 
@@ -431,4 +470,22 @@ func withKey(ctx context.Context, key string) context.Context {
 func healthOf(ctx context.Context, cc *grpc.ClientConn, service string) (healthpb.HealthCheckResponse_ServingStatus, error) {
 	out, err := healthpb.NewHealthClient(cc).Check(ctx, &healthpb.HealthCheckRequest{Service: service})
 	return out.GetStatus(), err
+}
+
+func (c *fakeCore) recoveryVerifier() *pki.Verifier {
+	return c.authority.RecoveryVerifier(time.Now, c.self.Revoked)
+}
+
+// renew is core's decision about the proxy's next certificate.
+func (c *fakeCore) renew(_ context.Context, a link.RenewAttempt) (*control.JoinGrant, *pki.Refusal) {
+	issued, err := c.authority.IssueComponent(pki.ComponentRequest{ID: a.ID, Incarnation: a.Incarnation, PublicKey: a.PublicKey, Lifetime: c.lifetime}, time.Now())
+	if err != nil {
+		return nil, &pki.Refusal{Code: "core_error", Cause: err.Error(), Remedy: "none"}
+	}
+	if a.Recovery {
+		c.recovered.Add(1)
+	} else {
+		c.renewed.Add(1)
+	}
+	return &control.JoinGrant{Chain: issued.DER(), Bundle: c.authority.Bundle().Proto(), Name: a.ID.Name}, nil
 }

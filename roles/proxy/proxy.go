@@ -39,6 +39,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -84,6 +85,9 @@ type proxy struct {
 
 	snapshots *link.Snapshots
 	view      atomic.Pointer[view]
+	viewing   sync.Mutex    // serialises replacements of view
+	recheck   chan struct{} // the view is another
+	foreign   []*foreignCA
 	end       *link.ComponentEnd
 	renewer   *link.Renewer
 	links     relay.Pool // to core
@@ -140,7 +144,7 @@ func Run(ctx context.Context, s configs.Proxy, d Deps) error {
 
 // open reads what is on disk and puts the parts together; nothing runs yet.
 func open(s configs.Proxy, d Deps) (*proxy, error) {
-	p := &proxy{settings: s, deps: d, log: d.Log, started: time.Now(), instance: make([]byte, 16),
+	p := &proxy{settings: s, deps: d, log: d.Log, started: time.Now(), instance: make([]byte, 16), recheck: make(chan struct{}, 1),
 		metrics: relay.NewCallMetrics("proxy", d.Registry), frames: new(relay.Metrics), access: relay.NewAccessLog(d.Log, s.AccessLog)}
 	_, _ = rand.Read(p.instance)
 	p.state.find, p.state.tell = p.findProblem, d.Ready
@@ -184,6 +188,9 @@ func open(s configs.Proxy, d Deps) (*proxy, error) {
 			}}
 		p.certificates = p.issued
 	}
+	if p.foreign, err = openForeign(s.ClientCAs, p); err != nil {
+		return nil, err
+	}
 	if s.GRPCTLS == "files" {
 		if p.outside, err = link.OpenOutside("the gRPC port", s.GRPCCert, s.GRPCKey, d.Log, nil); err != nil {
 			return nil, err
@@ -207,6 +214,10 @@ func (p *proxy) run(ctx context.Context, grpcListener, publicListener net.Listen
 	group.Go(func() error { return p.public.serve(ctx, work, publicListener) })
 	group.Go(func() error { p.component.keepIdentity(work); return nil })
 	group.Go(func() error { p.certificates.run(work); return nil })
+	group.Go(func() error { p.keepChecking(work); return nil })
+	for _, f := range p.foreign {
+		group.Go(func() error { return f.run(work) })
+	}
 	if p.outside != nil {
 		group.Go(func() error { return p.outside.Run(work) })
 	}
@@ -230,6 +241,9 @@ func (p *proxy) reports() []*control.Certificate {
 	}
 	if c := p.certificates.report(); c != nil {
 		list = append(list, c)
+	}
+	for _, f := range p.foreign {
+		list = append(list, f.file.Report())
 	}
 	return list
 }

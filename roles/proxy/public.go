@@ -125,7 +125,7 @@ func (l *public) connection(ctx context.Context, raw net.Conn, from *source) {
 	}
 	raw.SetDeadline(time.Time{})
 	p := l.proxy
-	conn := relay.NewServer(tc, &relay.Options{Limits: relay.EdgeLimits(), Metrics: p.frames, Log: p.log, Hop: p.hop(), Remote: "caller", Edge: true, Violated: p.violated}, relay.HandlerFunc(p.serve))
+	conn := relay.NewServer(tc, &relay.Options{Limits: relay.EdgeLimits(), Metrics: p.frames, Log: p.log, Hop: p.hop(), Remote: "caller", Edge: true, Violated: p.violated, Document: p.document}, relay.HandlerFunc(p.serve))
 	peer := newClient(link.RemoteOf(raw), state.PeerCertificates)
 	peer.from = from
 	conn.SetPeer(peer)
@@ -170,10 +170,20 @@ func (l *public) handshake(ctx context.Context, raw net.Conn) *tls.Conn {
 	return tc
 }
 
+// crlPath is where the list of what the callers' issuer has revoked lies.
+const crlPath = "/.well-known/sallyport/ca.crl"
+
+// document is what lies at the public port for who asks with a plain GET.
+func (p *proxy) document(path string) (kind string, body []byte) {
+	if v := p.view.Load(); v != nil && path == crlPath {
+		return "application/pkix-crl", v.crl
+	}
+	return "", nil
+}
+
 // answerStranger tells a client that did not negotiate HTTP/2 what is spoken
 // here, in whichever version of HTTP it speaks.
 func (l *public) answerStranger(tc *tls.Conn) {
-	l.proxy.edge.handshakes.WithLabelValues("no_h2").Inc()
 	tc.SetDeadline(time.Now().Add(strangeTimeout))
 	nc, kind, err := link.Peek(tc)
 	if err != nil {
@@ -181,6 +191,7 @@ func (l *public) answerStranger(tc *tls.Conn) {
 	}
 	const text = "This is a gRPC server. It speaks HTTP/2 over TLS, negotiated by ALPN (h2), and nothing else.\n"
 	if kind == link.HTTP2 {
+		l.proxy.edge.handshakes.WithLabelValues("no_h2").Inc()
 		// Something between the two took ALPN away.
 		framer := http2.NewFramer(tc, nil)
 		_ = framer.WriteSettings()
@@ -192,6 +203,14 @@ func (l *public) answerStranger(tc *tls.Conn) {
 		return
 	}
 	request.Body.Close()
+	if kind, body := l.proxy.document(request.URL.Path); body != nil && (request.Method == http.MethodGet || request.Method == http.MethodHead) {
+		fmt.Fprintf(tc, "HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n", kind, len(body))
+		if request.Method == http.MethodGet {
+			_, _ = tc.Write(body)
+		}
+		return
+	}
+	l.proxy.edge.handshakes.WithLabelValues("no_h2").Inc()
 	fmt.Fprintf(tc, "HTTP/1.1 505 HTTP Version Not Supported\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\nConnection: close\r\n\r\n", len(text))
 	if request.Method != http.MethodHead {
 		_, _ = io.WriteString(tc, text)
@@ -205,6 +224,17 @@ func (l *public) add(c *relay.Conn) bool {
 		l.open[c] = true
 	}
 	return !l.closed
+}
+
+// connections are those that are open.
+func (l *public) connections() []*relay.Conn {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	list := make([]*relay.Conn, 0, len(l.open))
+	for c := range l.open {
+		list = append(list, c)
+	}
+	return list
 }
 
 func (l *public) remove(c *relay.Conn) {

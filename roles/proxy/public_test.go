@@ -3,9 +3,11 @@ package proxy
 import (
 	"bytes"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,6 +22,7 @@ import (
 
 	"sallyport/acme/pki"
 	"sallyport/configs"
+	"sallyport/roles/control"
 	"sallyport/roles/gateway/demo"
 )
 
@@ -299,5 +302,53 @@ func write(t *testing.T, name string, text []byte) {
 	t.Helper()
 	if err := os.WriteFile(name, text, 0o600); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestRevocationListAtTheEdge: whoever wants to know fetches it without
+// credentials, by either version of HTTP; nothing else lies there.
+func TestRevocationListAtTheEdge(t *testing.T) {
+	core := newFakeCore(t)
+	lists, err := core.authority.CRLs([]pki.CRLEntry{pki.CRLEntryOf(core.clientCertificate("billing", time.Hour).Chain[0], time.Now(), "keyCompromise")}, 7, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := joined(t, core)
+	for _, version := range []int{1, 2} {
+		transport := &http.Transport{TLSClientConfig: r.tls(nil), ForceAttemptHTTP2: version == 2}
+		client := &http.Client{Transport: transport, Timeout: 5 * time.Second}
+		get := func(path string) (int, string, []byte) {
+			t.Helper()
+			answer, err := client.Get("https://" + r.info.PublicAddress + path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer answer.Body.Close()
+			body, err := io.ReadAll(answer.Body)
+			if err != nil || answer.ProtoMajor != version {
+				t.Fatalf("%s: %s, %v", path, answer.Proto, err)
+			}
+			return answer.StatusCode, answer.Header.Get("Content-Type"), body
+		}
+		core.change(func(*control.ProxyPart) { core.crl = nil })
+		if code, _, _ := get(crlPath); code < 400 {
+			t.Errorf("HTTP/%d, before core sent one: %d", version, code)
+		}
+		core.change(func(*control.ProxyPart) { core.crl = lists[0] })
+		code, kind, body := get(crlPath)
+		list, err := x509.ParseRevocationList(body)
+		if code != 200 || kind != "application/pkix-crl" || err != nil || len(list.RevokedCertificateEntries) != 1 {
+			t.Errorf("HTTP/%d: %d, %s, %v", version, code, kind, err)
+		}
+		if code, _, _ := get("/.well-known/sallyport/other"); code < 400 {
+			t.Errorf("HTTP/%d: something else lies there: %d", version, code)
+		}
+		// One that does not fit into what is sent at once.
+		large := bytes.Repeat([]byte("0123456789abcdef"), 5<<20/16)
+		core.change(func(*control.ProxyPart) { core.crl = large })
+		if code, _, body := get(crlPath); code != 200 || !bytes.Equal(body, large) {
+			t.Errorf("HTTP/%d: %d, %d bytes of %d", version, code, len(body), len(large))
+		}
+		transport.CloseIdleConnections()
 	}
 }

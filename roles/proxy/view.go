@@ -1,11 +1,11 @@
 package proxy
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"sync"
 
-	"sallyport/acme/pki"
 	"sallyport/roles/control"
 	"sallyport/roles/policy"
 )
@@ -16,9 +16,10 @@ import (
 type view struct {
 	policy   *policy.Policy
 	keys     *policy.Keys
-	callers  *pki.Verifier   // of client certificates
+	callers  *callers        // how client certificates are judged
 	services map[string]bool // served behind core: is it available
 	catalog  *catalog        // what reflection knows
+	crl      []byte          // what the callers' issuer has revoked, DER; nil: not known
 	public   func() *excerpt // what strangers may see of it, worked out once
 }
 
@@ -47,6 +48,9 @@ func (p *proxy) prepare(s *control.Snapshot) (func(), error) {
 	for _, service := range part.GetServices() {
 		v.services[service.GetName()] = v.services[service.GetName()] || service.GetAvailable()
 	}
+	if crl := s.GetCrl(); len(crl) > 0 {
+		v.crl = crl
+	}
 	v.catalog = newCatalog(part.GetDescriptors())
 	v.public = sync.OnceValue(func() *excerpt {
 		return v.catalog.excerpt(func(path string) bool { return v.policy.Decide(path, policy.Caller{}).Allowed })
@@ -54,11 +58,42 @@ func (p *proxy) prepare(s *control.Snapshot) (func(), error) {
 	return func() {
 		// The bundle and the revocations are in force by now.
 		components := p.self.Verifier()
-		v.callers = p.self.Bundle().CallerVerifier(components.Now, components.Revoked)
+		v.callers = &callers{own: p.self.Bundle().CallerVerifier(components.Now, components.Revoked), domain: p.self.Bundle().TrustDomain}
+		p.viewing.Lock()
+		v.callers.foreign = p.foreignAnchors()
 		p.view.Store(v)
+		p.viewing.Unlock()
+		p.changedView()
 		if p.issued != nil {
 			p.issued.trusts(p.self.Bundle())
 		}
 		p.state.changed()
 	}, nil
+}
+
+// foreignAnchors are the client CAs of others as they are now.
+func (p *proxy) foreignAnchors() []foreignAnchors {
+	var list []foreignAnchors
+	for _, f := range p.foreign {
+		pool := x509.NewCertPool()
+		for _, c := range f.file.Certificates() {
+			pool.AddCert(c)
+		}
+		list = append(list, foreignAnchors{f.name, pool})
+	}
+	return list
+}
+
+// refreshView takes changed client CAs into the view in force.
+func (p *proxy) refreshView() {
+	p.viewing.Lock()
+	defer p.viewing.Unlock()
+	former := p.view.Load()
+	if former == nil {
+		return
+	}
+	next := *former
+	next.callers = &callers{own: former.callers.own, domain: former.callers.domain, foreign: p.foreignAnchors()}
+	p.view.Store(&next)
+	p.changedView()
 }

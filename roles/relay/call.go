@@ -15,6 +15,7 @@ type Call struct {
 	in        stream // guarded by its connection
 	first     stream // what the first Forward opens
 	path      string
+	get       bool // by GET: no call
 	authority string
 	header    []Field
 	timeout   time.Duration // -1 without

@@ -29,6 +29,11 @@ type Options struct {
 	// therefore reaches no handler, before it is answered. What it returns goes
 	// into the answer. It runs on the reader goroutine.
 	Violated func(*Call, *Violation) []Field
+
+	// Document, if set, answers what is asked for with GET, which no call is:
+	// the content type and the bytes of what lies at path; nil bytes: nothing
+	// does. It runs on the reader goroutine; the bytes must not change.
+	Document func(path string) (contentType string, body []byte)
 }
 
 // Handler takes calls.
@@ -87,6 +92,7 @@ type Conn struct {
 	log       *slog.Logger
 	handler   Handler
 	violated  func(*Call, *Violation) []Field
+	document  func(path string) (string, []byte)
 	peer      any
 	lingerFor time.Duration // how long the peer may take to read our last words
 
@@ -154,7 +160,7 @@ type Conn struct {
 // we dialled.
 func NewServer(nc net.Conn, o *Options, h Handler) *Conn {
 	c := newConn(nc, o)
-	c.handler, c.edge, c.violated = h, o.Edge, o.Violated
+	c.handler, c.edge, c.violated, c.document = h, o.Edge, o.Violated, o.Document
 	if o.Edge {
 		c.lim = o.Limits.or(EdgeLimits())
 	} else {

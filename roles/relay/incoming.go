@@ -116,6 +116,8 @@ func (c *Call) split(fields []Field) {
 		}
 		n++
 		switch f.Name {
+		case ":method":
+			c.get = f.Value == "GET"
 		case ":path":
 			c.path = f.Value
 		case ":authority":
@@ -137,8 +139,35 @@ func (c *Call) split(fields []Field) {
 	}
 }
 
+// serveDocument answers a GET for something that lies here; false if nothing does.
+func (c *Call) serveDocument(b *batch) bool {
+	in := &c.in
+	if !c.get || in.c.document == nil {
+		return false
+	}
+	kind, body := in.c.document(c.path)
+	if body == nil {
+		return false
+	}
+	c.mu.Lock()
+	c.done, c.answered = true, true
+	in.c.mu.Lock()
+	in.c.writeHeaders(in, []Field{{Name: ":status", Value: "200"}, {Name: "content-type", Value: kind}, {Name: "content-length", Value: itoa(len(body))}}, false, b)
+	over := in.c.sendData(in, body, true, b)
+	in.c.mu.Unlock()
+	c.mu.Unlock()
+	if over {
+		in.c.reset(in, codeInternal, b)
+	}
+	c.finish(Outcome{Code: codes.OK, Reason: "document", OriginHop: true})
+	return true
+}
+
 // violate answers a request that broke a rule.
 func (c *Call) violate(v *Violation, b *batch) {
+	if v.Reason == "method" && c.serveDocument(b) {
+		return
+	}
 	m := c.in.c.m
 	m.Violations.Add(1)
 	o := Outcome{Code: v.Code, Message: v.Message, Reason: "violation"}

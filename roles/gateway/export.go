@@ -1,0 +1,309 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"sallyport/acme/pki"
+	"sallyport/roles/control"
+	"sallyport/roles/link"
+)
+
+// The files of an exported pair. They are symbolic links into exportCurrent,
+// itself a symbolic link to a directory that holds one whole pair and is never
+// changed: replacing exportCurrent replaces all three in one instant, so that
+// nobody reads half of a pair.
+const (
+	exportCert    = "tls.crt"
+	exportKey     = "tls.key"
+	exportCA      = "ca.crt"
+	exportCurrent = "..current"
+	exportPrefix  = "..pair-"
+)
+
+const (
+	exportRetryFirst = time.Second
+	exportRetryLast  = 30 * time.Second
+	exportLook       = time.Minute
+	exportBackdate   = time.Minute
+)
+
+// exporter keeps a renewed certificate, its key and the CA in a directory, for
+// a service beside this gateway.
+type exporter struct {
+	dir     string
+	request func(ctx context.Context, csr []byte) ([][]byte, error)
+	bundle  func() *pki.Bundle
+	names   func() (names []string, known bool) // as core knows them now
+	now     func() time.Time
+	log     *slog.Logger
+	news    chan struct{} // a snapshot came
+	held    atomic.Pointer[exported]
+	failure atomic.Pointer[string]
+}
+
+// exported is what lies in the directory.
+type exported struct {
+	leaf  *x509.Certificate
+	names []string // that were asked for
+	cert  []byte
+	key   []byte
+	ca    []byte
+	at    time.Time // when it is renewed
+}
+
+// openExporter reads what a former run left. Files of others in the directory
+// are left alone: if they have our names, that is an error.
+func openExporter(e *exporter) (*exporter, error) {
+	if err := os.MkdirAll(e.dir, 0o755); err != nil {
+		return nil, fmt.Errorf("--export-cert: %w", err)
+	}
+	for _, name := range []string{exportCert, exportKey, exportCA} {
+		path := filepath.Join(e.dir, name)
+		target, err := os.Readlink(path)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && target == filepath.Join(exportCurrent, name) {
+			continue
+		}
+		return nil, fmt.Errorf("--export-cert: %s exists and was not made by this gateway: give a directory of its own, or move the file away", path)
+	}
+	if held, err := e.read(); err == nil {
+		e.held.Store(held)
+	}
+	return e, nil
+}
+
+// read reads the pair that is there.
+func (e *exporter) read() (*exported, error) {
+	dir := filepath.Join(e.dir, exportCurrent)
+	cert, certErr := os.ReadFile(filepath.Join(dir, exportCert))
+	key, keyErr := os.ReadFile(filepath.Join(dir, exportKey))
+	ca, caErr := os.ReadFile(filepath.Join(dir, exportCA))
+	if err := errors.Join(certErr, keyErr, caErr); err != nil {
+		return nil, err
+	}
+	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		return nil, err
+	}
+	return newExported(pair.Leaf, cert, key, ca), nil
+}
+
+func newExported(leaf *x509.Certificate, cert, key, ca []byte) *exported {
+	life := max(leaf.NotAfter.Sub(leaf.NotBefore)-exportBackdate, time.Second)
+	return &exported{leaf: leaf, cert: cert, key: key, ca: ca, at: leaf.NotAfter.Add(-life + life*60/100 + rand.N(life*6/100+1))}
+}
+
+// run keeps the pair until ctx ends.
+func (e *exporter) run(ctx context.Context) {
+	wait, said := exportRetryFirst, ""
+	for {
+		err := e.look(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		pause := exportLook
+		if held := e.held.Load(); held != nil {
+			pause = min(pause, max(held.at.Sub(e.now()), time.Second))
+		}
+		if err != nil {
+			text := err.Error()
+			if e.failure.Store(&text); text != said {
+				said = text
+				e.log.Warn("the exported certificate was not renewed, trying again", "directory", e.dir, "cause", text)
+			}
+			pause = min(pause, wait/2+rand.N(wait/2))
+			wait = min(2*wait, exportRetryLast)
+		} else {
+			wait, said = exportRetryFirst, ""
+			e.failure.Store(nil)
+		}
+		t := time.NewTimer(pause)
+		select {
+		case <-t.C:
+		case <-e.news:
+		case <-ctx.Done():
+		}
+		t.Stop()
+	}
+}
+
+// look does what is to be done now: a new pair when the time has come or the
+// names are others, the CA alone when that has changed.
+func (e *exporter) look(ctx context.Context) error {
+	names, known := e.names()
+	if !known {
+		return nil // core has not said yet
+	}
+	held, ca := e.held.Load(), e.bundle().PEM()
+	switch {
+	case held == nil, !e.now().Before(held.at), !e.issues(held.leaf), !covers(held.leaf, names), held.names != nil && !slices.Equal(held.names, names):
+		return e.renew(ctx, names, ca)
+	case !bytes.Equal(held.ca, ca):
+		return e.place(&exported{leaf: held.leaf, names: held.names, cert: held.cert, key: held.key, ca: ca, at: held.at})
+	}
+	return nil
+}
+
+// issues reports whether the CA still vouches for leaf.
+func (e *exporter) issues(leaf *x509.Certificate) bool {
+	return slices.ContainsFunc(e.bundle().CallerIntermediates, func(c *x509.Certificate) bool { return pki.IssuedBy(leaf, c) })
+}
+
+// covers reports whether leaf is good for every name.
+func covers(leaf *x509.Certificate, names []string) bool {
+	for _, name := range names {
+		if !slices.Contains(leaf.DNSNames, name) && !slices.ContainsFunc(leaf.IPAddresses, func(ip net.IP) bool { return ip.String() == name }) {
+			return false
+		}
+	}
+	return true
+}
+
+// renew gets a certificate for a new key and puts both in place.
+func (e *exporter) renew(ctx context.Context, names []string, ca []byte) error {
+	key, err := pki.NewKey("p256")
+	if err != nil {
+		return err
+	}
+	csr, err := pki.NewCSR(key)
+	if err != nil {
+		return err
+	}
+	asking, cancel := context.WithTimeout(ctx, exportRetryLast)
+	defer cancel()
+	ders, err := e.request(asking, csr)
+	if err != nil {
+		return err
+	}
+	chain, err := pki.ParseChain(ders)
+	if err != nil {
+		return fmt.Errorf("core's answer cannot be used: %w", err)
+	}
+	if public, ok := chain[0].PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(key.Public()) {
+		return errors.New("the certificate that core sent is for another key")
+	}
+	text, err := pki.MarshalKeyPEM(key)
+	if err != nil {
+		return err
+	}
+	next := newExported(chain[0], pki.MarshalCertificatesPEM(chain), text, ca)
+	next.names = append([]string{}, names...)
+	if err := e.place(next); err != nil {
+		return err
+	}
+	e.log.Info("the exported certificate is renewed", "directory", e.dir, "names", chain[0].DNSNames, "until", chain[0].NotAfter.UTC())
+	return nil
+}
+
+// place puts a pair into the directory: durable first, then in one rename.
+func (e *exporter) place(next *exported) error {
+	dir, err := os.MkdirTemp(e.dir, exportPrefix)
+	if err != nil {
+		return fmt.Errorf("export the certificate: %w", err)
+	}
+	if err := e.fill(dir, next); err != nil {
+		os.RemoveAll(dir)
+		return fmt.Errorf("export the certificate: %w", err)
+	}
+	e.held.Store(next)
+	e.sweep(filepath.Base(dir))
+	return nil
+}
+
+func (e *exporter) fill(dir string, next *exported) error {
+	for _, f := range []struct {
+		name string
+		text []byte
+		mode os.FileMode
+	}{{exportCert, next.cert, 0o644}, {exportKey, next.key, 0o600}, {exportCA, next.ca, 0o644}} {
+		if err := writeDurably(filepath.Join(dir, f.name), f.text, f.mode); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(os.Chmod(dir, 0o755), syncDir(dir)); err != nil {
+		return err
+	}
+	if err := e.point(filepath.Base(dir), exportCurrent); err != nil {
+		return err
+	}
+	for _, name := range []string{exportCert, exportKey, exportCA} { // the first time, or when one was deleted
+		target := filepath.Join(exportCurrent, name)
+		if is, err := os.Readlink(filepath.Join(e.dir, name)); err == nil && is == target {
+			continue
+		}
+		if err := e.point(target, name); err != nil {
+			return err
+		}
+	}
+	return syncDir(e.dir)
+}
+
+// point makes a symbolic link, or turns it, in one instant.
+func (e *exporter) point(target, name string) error {
+	temp := filepath.Join(e.dir, exportPrefix+"link")
+	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.Symlink(target, temp); err != nil {
+		return err
+	}
+	return os.Rename(temp, filepath.Join(e.dir, name))
+}
+
+// sweep removes former pairs and what a killed process left.
+func (e *exporter) sweep(current string) {
+	entries, err := os.ReadDir(e.dir)
+	if err != nil {
+		return
+	}
+	for _, f := range entries {
+		if strings.HasPrefix(f.Name(), exportPrefix) && f.Name() != current {
+			_ = os.RemoveAll(filepath.Join(e.dir, f.Name())) // again the next time
+		}
+	}
+}
+
+// report is what core is told of the pair; nil while there is none.
+func (e *exporter) report() *control.Certificate {
+	held := e.held.Load()
+	if held == nil {
+		return nil
+	}
+	c := link.Report("export", held.leaf)
+	if why := e.failure.Load(); why != nil {
+		c.Error = *why
+	}
+	return c
+}
+
+func writeDurably(name string, text []byte, mode os.FileMode) error {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	return errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
