@@ -69,6 +69,14 @@ func TestScripts(t *testing.T) {
 			e.Setenv("XDG_STATE_HOME", filepath.Join(e.WorkDir, "state"))
 			return nil
 		},
+		// A script that needs a tool is skipped without it, and fails where
+		// nothing may be skipped: [!exec:openssl] [!required] skip.
+		Condition: func(name string) (bool, error) {
+			if name != "required" {
+				return false, fmt.Errorf("unknown condition %q", name)
+			}
+			return os.Getenv("SALLYPORT_TEST_REQUIRE") == "all", nil
+		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"ports":  scriptPorts,
 			"ready":  scriptReady,

@@ -44,6 +44,11 @@ type Restored struct {
 	Epoch       uint64   // that begins
 	KeptCA      bool     // the CA that was here has gone on since the backup, and stays
 	Awaits      []string // core issues and relays nothing before it has heard these: gateway/orders
+
+	// APIKeys, on a fresh host, are those that are good again: one that was
+	// revoked after the backup has to be revoked once more, because components
+	// know of certificates and identities only.
+	APIKeys []string
 }
 
 // Restore puts a backup in the place of what is in the data directory, while no
@@ -74,6 +79,8 @@ type restoration struct {
 	Actor       string             `json:"actor"`
 	ReplaceCA   bool               `json:"replace_ca"`
 	Awaits      []string           `json:"awaits,omitempty"`
+
+	liveKeys []string
 }
 
 const filePlan = "plan.json"
@@ -135,7 +142,7 @@ func restore(ctx context.Context, r Restoration) (Restored, error) {
 		return Restored{}, err
 	}
 	return Restored{Made: plan.Manifest.Made, Version: plan.Manifest.Version, TrustDomain: plan.Manifest.TrustDomain, Epoch: epoch,
-		KeptCA: !plan.ReplaceCA, Awaits: plan.Awaits}, nil
+		KeptCA: !plan.ReplaceCA, Awaits: plan.Awaits, APIKeys: plan.liveKeys}, nil
 }
 
 // nobodyRuns refuses while a core answers on the data directory's socket.
@@ -276,8 +283,8 @@ func (p *restoration) prepareRevocations(ctx context.Context, r Restoration, sta
 		p.Revocations = append(p.Revocations, storedRevocations(l)...)
 	}
 	_, err = os.Stat(filepath.Join(r.Set.DataDir, fileDatabase))
-	if err == nil || beside != nil || r.AcceptLoss {
-		return nil
+	if err == nil {
+		return nil // it says itself what was revoked
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -287,6 +294,18 @@ func (p *restoration) prepareRevocations(ctx context.Context, r Restoration, sta
 		return fmt.Errorf("the backup's database: %w", err)
 	}
 	defer db.Close()
+	keys, err := db.APIKeys(ctx)
+	if err != nil {
+		return err
+	}
+	for _, k := range keys {
+		if k.Revoked.IsZero() {
+			p.liveKeys = append(p.liveKeys, k.Name)
+		}
+	}
+	if beside != nil || r.AcceptLoss {
+		return nil
+	}
 	components, err := db.Components(ctx, "")
 	for _, c := range components {
 		if c.State == store.StateJoined && !c.Reusable && c.Parent == "" {
