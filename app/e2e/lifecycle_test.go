@@ -45,6 +45,7 @@ func TestShortLifetimes(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes minutes; not with -short")
 	}
+	t.Parallel()
 	d := deployCore(t, interopPolicy, "--cert-lifetime", "1m")
 	d.addGateway("office", nil, "SALLYPORT_UPSTREAM=interop="+startInteropServer(t))
 	d.waitRouted(testService, "office")
@@ -152,6 +153,7 @@ func TestBackupKeepsRevocations(t *testing.T) {
 // TestRotationUnderLoad: the CA is replaced from publication to retirement
 // while calls run.
 func TestRotationUnderLoad(t *testing.T) {
+	t.Parallel()
 	d := deploy(t, interopPolicy)
 	d.addGateway("office", nil, "SALLYPORT_UPSTREAM=interop="+startInteropServer(t))
 	d.waitRouted(testService, "office")
