@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"fmt"
+	"net/url"
 	"strings"
 	"time"
 	"unicode"
@@ -103,10 +104,10 @@ func (c *callers) foreignClaim(ca string, leaf *x509.Certificate) (policy.Claim,
 	if c.own.Revoked != nil && c.own.Revoked(leaf, pki.ID{}, 0) {
 		return bad(pki.CodeRevoked, "is revoked", "use a new one, if its owner may still call")
 	}
-	var ids []string
+	var ids []*url.URL
 	for _, u := range leaf.URIs {
 		if strings.EqualFold(u.Scheme, "spiffe") {
-			ids = append(ids, u.String())
+			ids = append(ids, u)
 		}
 	}
 	claim := policy.Claim{ClientCA: ca}
@@ -114,12 +115,15 @@ func (c *callers) foreignClaim(ca string, leaf *x509.Certificate) (policy.Claim,
 	case len(ids) > 1:
 		return bad("many_identities", "carries more than one identity", "make a certificate with one spiffe:// name")
 	case len(ids) == 1:
-		rest := ids[0][len("spiffe://"):]
-		domain, _, _ := strings.Cut(rest, "/")
-		if strings.EqualFold(domain, c.domain) {
+		// What a URI may be and a SPIFFE ID not: spiffe:name, a user, a port.
+		id := ids[0]
+		if id.Host == "" || id.Host != id.Hostname() || id.User != nil || id.Opaque != "" {
+			return bad("bad_identity", "carries a spiffe name that is none", "make a certificate with a name of the form spiffe://DOMAIN/PATH")
+		}
+		if strings.EqualFold(strings.TrimSuffix(id.Host, "."), c.domain) {
 			return bad("wrong_trust_domain", "names somebody in our trust domain "+c.domain+", for which only our own CA speaks", "use another trust domain there, or 'cert issue' here")
 		}
-		claim.ID = ids[0]
+		claim.ID = id.String()
 	case commonName(leaf.Subject.CommonName):
 		claim.ID = "cn:" + leaf.Subject.CommonName
 	default:

@@ -142,6 +142,8 @@ func TestForeignClientCA(t *testing.T) {
 		{"nobody we know", ca.issue(named("somebody")), codes.PermissionDenied, "", policy.Claim{}},
 		{"a name of ours", ca.issue(uri(t, "spiffe://test.internal/client/billing")), codes.Unauthenticated, "our trust domain", policy.Claim{}},
 		{"two identities", ca.issue(uri(t, "spiffe://partner.example/app", "spiffe://partner.example/b")), codes.Unauthenticated, "more than one", policy.Claim{}},
+		{"a URI that is no SPIFFE ID", ca.issue(uri(t, "spiffe:x")), codes.Unauthenticated, "form spiffe://", policy.Claim{}},
+		{"our trust domain with a port", ca.issue(uri(t, "spiffe://test.internal:443/client/billing")), codes.Unauthenticated, "client certificate", policy.Claim{}},
 		{"no name", ca.issue(func(c *x509.Certificate) { c.Subject = pkix.Name{OrganizationalUnit: []string{"client"}} }), codes.Unauthenticated, "no identity", policy.Claim{}},
 		{"the CA itself", &pki.Credentials{Chain: []*x509.Certificate{ca.cert}, Key: ca.key}, codes.Unauthenticated, "CA", policy.Claim{}},
 		{"for servers only", ca.issue(func(c *x509.Certificate) {
