@@ -27,6 +27,15 @@ func (c *Core) AlertOnce(ctx context.Context, key string) (bool, error) {
 	return first, nil
 }
 
+// AlertKnown reports whether an alert of this key was raised already.
+func (c *Core) AlertKnown(ctx context.Context, key string) (bool, error) {
+	n, err := one(ctx, c.db.reader, value[int], "SELECT count(*) FROM alerts WHERE key = ?", key)
+	if err != nil {
+		return false, fmt.Errorf("look for alert %s: %w", key, err)
+	}
+	return n > 0, nil
+}
+
 func (t *tx) alertOnce(key string) (bool, error) {
 	if len(key) > 512 {
 		return false, errors.New("the key of an alert is too long")

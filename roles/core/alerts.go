@@ -3,6 +3,7 @@ package core
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -23,6 +24,7 @@ type alert struct {
 	Alarm   bool   `json:"alarm"` // somebody may be attacking; else something is about to fail
 
 	Once string `json:"-"` // raised once under this key, until over is called with it; empty: each time
+	From string `json:"-"` // the component whose word it is; empty: core knows it itself
 }
 
 // alerts raises alerts: a line in the log and, if there is one, a request to
@@ -34,22 +36,28 @@ type alerts struct {
 	core  string // the trust domain
 	queue chan alert
 	pause time.Duration // before the second attempt; doubles
+	told  *rates        // by components
 }
 
 const (
 	maxQueuedAlerts = 256
 	hookAttempts    = 5
 	hookTimeout     = 10 * time.Second
+
+	// What a component says of itself it may make up, and what core has found
+	// out must not be lost among it.
+	toldEvery = time.Minute
+	toldBurst = 20
 )
 
 func newAlerts(log *slog.Logger, db *store.Core, hook configs.Secret, domain string) *alerts {
-	return &alerts{log: log, db: db, hook: hook, core: domain, queue: make(chan alert, maxQueuedAlerts), pause: time.Second}
+	return &alerts{log: log, db: db, hook: hook, core: domain, queue: make(chan alert, maxQueuedAlerts), pause: time.Second, told: newRates(toldEvery, toldBurst)}
 }
 
 // raise raises an alert, unless it was raised under its key already.
 func (a *alerts) raise(ctx context.Context, al alert) {
 	if al.Once != "" {
-		first, err := a.db.AlertOnce(context.WithoutCancel(ctx), al.Once)
+		first, err := a.first(ctx, &al)
 		if err != nil {
 			a.log.Error("alert cannot be remembered and may come again", "alert", al.Code, "cause", err)
 		} else if !first {
@@ -71,9 +79,30 @@ func (a *alerts) raise(ctx context.Context, al alert) {
 	}
 }
 
+// first reports whether an alert is news and is to be raised now. What
+// components say too often is raised later, if it is said then.
+func (a *alerts) first(ctx context.Context, al *alert) (bool, error) {
+	ctx = context.WithoutCancel(ctx)
+	if al.From == "" {
+		return a.db.AlertOnce(ctx, onceKey(al.Once))
+	}
+	if known, err := a.db.AlertKnown(ctx, onceKey(al.Once)); err != nil || known || !a.told.allow(al.From) {
+		return false, err
+	}
+	return a.db.AlertOnce(ctx, onceKey(al.Once))
+}
+
+// onceKey is a key as the store takes it, which is no long one.
+func onceKey(once string) string {
+	if len(once) <= 256 {
+		return once
+	}
+	return fmt.Sprintf("sha256 %x", sha256.Sum256([]byte(once)))
+}
+
 // over says that what an alert was about is over: the next time is news.
 func (a *alerts) over(ctx context.Context, once string) {
-	if err := a.db.ForgetAlert(context.WithoutCancel(ctx), once); err != nil {
+	if err := a.db.ForgetAlert(context.WithoutCancel(ctx), onceKey(once)); err != nil {
 		a.log.Error("alert cannot be forgotten and will not come again", "key", once, "cause", err)
 	}
 }

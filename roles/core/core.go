@@ -118,6 +118,7 @@ type core struct {
 	proxies    *proxies
 	policy     *policyFile
 	relearning *relearning
+	renewals   *rates // by components
 	rotation   *rotation
 	alerts     *alerts
 	crls       *crls
@@ -192,6 +193,7 @@ func newCore(ctx context.Context, s configs.Core, d Deps, db *store.Core, opened
 	if err := c.openPort(); err != nil {
 		return nil, err
 	}
+	c.renewals = newRates(renewalEvery, renewalBurst)
 	c.alerts = newAlerts(d.Log, db, s.AlertWebhook, opened.TrustDomain())
 	c.crls = openCRLs(s.DataDir, d.Log, db, c.ca)
 	c.rotation = newRotation(c)

@@ -34,6 +34,7 @@ type watched struct {
 	notBefore, notAfter                     time.Time
 	ours                                    bool   // issued here: notBefore lies before that
 	trouble                                 string // why a newer file was not taken
+	told                                    string // the component that says so; empty: core knows
 	remedy                                  string
 	spki                                    []byte
 }
@@ -133,7 +134,7 @@ func (e *expiries) judge(ctx context.Context, w *watched, now time.Time) {
 	if once == "" {
 		once = w.holder + " " + w.subject + " " + w.notAfter.UTC().Format(time.RFC3339)
 	}
-	a := alert{Code: "certificate_expires", Subject: w.name(), Remedy: w.remedy,
+	a := alert{Code: "certificate_expires", Subject: w.name(), Remedy: w.remedy, From: w.told,
 		Text: fmt.Sprintf("the certificate of %s ends at %s", w.name(), w.notAfter.UTC().Format(time.RFC3339))}
 	switch left := w.life(now); {
 	case !now.Before(w.notAfter):
@@ -149,7 +150,7 @@ func (e *expiries) judge(ctx context.Context, w *watched, now time.Time) {
 	}
 	trouble := "file " + w.holder
 	if w.trouble != "" {
-		e.core.alerts.raise(ctx, alert{Code: "certificate_file", Subject: w.name(), Once: trouble + " " + w.trouble,
+		e.core.alerts.raise(ctx, alert{Code: "certificate_file", Subject: w.name(), Once: trouble + " " + w.trouble, From: w.told,
 			Text: fmt.Sprintf("the newer certificate file of %s was not taken: %s", w.name(), w.trouble), Remedy: "put a good pair there; the former one stays in use"})
 	}
 }
@@ -204,7 +205,7 @@ func (e *expiries) list(ctx context.Context, now time.Time) ([]watched, error) {
 			continue // issued here, and listed
 		}
 		out = append(out, watched{kind: "file", subject: h.Subject, serial: h.Serial, holder: string(h.Role) + "/" + h.Name + ": " + h.What,
-			notBefore: h.NotBefore, notAfter: h.NotAfter, trouble: h.Error, remedy: "renew the file; it is picked up without a restart"})
+			told: string(h.Role) + "/" + h.Name, notBefore: h.NotBefore, notAfter: h.NotAfter, trouble: h.Error, remedy: "renew the file; it is picked up without a restart"})
 	}
 	if c.outside != nil {
 		r := c.outside.Report()

@@ -28,6 +28,10 @@ func (c *core) renew(ctx context.Context, a link.RenewAttempt) (*control.JoinGra
 		Holder: use, NewSPKI: a.SPKI[:],
 		Stale: func(r store.CertificateRecord) bool { return string(r.Root) != string(root) },
 		Issue: func(r store.ComponentRecord) (store.CertificateRecord, [][]byte, error) {
+			if !c.renewals.allow(string(k.role) + "/" + k.name) {
+				return store.CertificateRecord{}, nil, &pki.Refusal{Code: "too_many_requests", Cause: "this component asks for certificates too often",
+					Remedy: "it tries again by itself; if it persists, look at its log"}
+			}
 			issued, err := ca.IssueComponent(c.componentRequest(ca, r, a.PublicKey), now)
 			if err != nil {
 				return store.CertificateRecord{}, nil, err
@@ -53,6 +57,13 @@ func (c *core) renew(ctx context.Context, a link.RenewAttempt) (*control.JoinGra
 	}
 	return grant, nil
 }
+
+// Every certificate that is issued is rows that are kept, wherever it was asked
+// for: on a session, or on recovery, where each new key may ask for the next.
+const (
+	renewalEvery = 5 * time.Second
+	renewalBurst = 10
+)
 
 // onceRenewal is the key of the alert that a component cannot renew.
 func onceRenewal(k key) string { return "renewal " + string(k.role) + "/" + k.name }

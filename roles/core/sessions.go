@@ -201,7 +201,7 @@ func (c *core) alerted(s *link.Session, a *control.Alert) {
 	if a.GetCode() == "renewal_failed" {
 		once = onceRenewal(k)
 	}
-	c.alerts.raise(s.Context(), alert{Code: clean(a.GetCode()), Subject: label, Text: k.String() + ": " + clean(a.GetText()), Remedy: clean(a.GetRemedy()), Once: once})
+	c.alerts.raise(s.Context(), alert{Code: clean(a.GetCode()), Subject: label, Text: k.String() + ": " + clean(a.GetText()), Remedy: clean(a.GetRemedy()), Once: once, From: label})
 }
 
 // flapping is the alarm that two processes use one identity at a time.

@@ -59,7 +59,7 @@ const (
 	denialsPerFrame = 4096
 	maxReplies      = 64
 
-	// Announcements and denial reports make core write to its disk and tell
+	// Announcements, reports and alerts make core write to its disk and tell
 	// others, refused snapshots to its log.
 	reportsPerSecond = 4
 	reportsBurst     = 40
@@ -157,7 +157,7 @@ func (s *Session) reader() error {
 		if err := s.byteRt.WaitN(s.ctx, min(proto.Size(f), bytesBurst)); err != nil {
 			return context.Cause(s.ctx)
 		}
-		if f.GetAnnouncement() != nil || f.GetDenials() != nil || f.GetAck().GetError() != "" {
+		if f.GetAnnouncement() != nil || f.GetDenials() != nil || f.GetAlert() != nil || f.GetAck().GetError() != "" || len(f.GetHeartbeat().GetCertificates()) > 0 {
 			if err := s.reportRt.Wait(s.ctx); err != nil {
 				return context.Cause(s.ctx)
 			}
