@@ -235,6 +235,18 @@ func (a *Authority) RecoveryVerifier(now func() time.Time, revoked func(*x509.Ce
 	return v
 }
 
+// Disowned says of a component's certificate that none of the issuers that are
+// trusted, or were retired lately, has made it: the CA was made anew since, by
+// [Authority.Compromised]. A connection that was verified just before has to be
+// judged once more.
+func (a *Authority) Disowned(leaf *x509.Certificate) bool {
+	issuers := slices.Clone(a.Bundle().ComponentIntermediates)
+	for _, r := range a.state.recovery {
+		issuers = append(issuers, r.cert)
+	}
+	return !slices.ContainsFunc(issuers, func(issuer *x509.Certificate) bool { return leaf.CheckSignatureFrom(issuer) == nil })
+}
+
 // leadOver is the certificate that lets who has installed the root before the
 // present one verify what issues now, if there is one in force.
 func (a *Authority) leadOver(now time.Time) []*x509.Certificate {

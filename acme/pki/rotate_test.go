@@ -300,6 +300,9 @@ func TestRotationCompromised(t *testing.T) {
 			t.Fatal(err)
 		}
 		b := walk(t, a, epoch, stepCompromised)
+		if a.Disowned(stolen.Chain[0]) || !b.Disowned(stolen.Chain[0]) || b.Disowned(issueComponent(t, b, RoleCore, "core", 1).Chain[0]) {
+			t.Errorf("%s: disowned is not what the old CA alone has made", name)
+		}
 		if b.Phase() != PhaseSteady || b.Generation() <= a.Generation() || b.Generation() <= a.NextGeneration() {
 			t.Errorf("%s: %s, generation %d", name, b.Phase(), b.Generation())
 		}

@@ -249,6 +249,11 @@ func TestRollbackFromEachPhase(t *testing.T) {
 // TestCompromisedLeavesNothing of what trusts the old root.
 func TestCompromisedLeavesNothing(t *testing.T) {
 	r, g, p := rig(t, time.Hour)
+	own := g.self.Credentials()
+	peer := link.Peer{ID: own.ID, Incarnation: 1, Chain: own.Chain}
+	if refusal := r.admin.(*admin).core.check(link.ALPNControl, peer); refusal != nil {
+		t.Fatal(refusal)
+	}
 	out := r.rotate(&control.RotateCARequest{Action: control.RotateCARequest_ACTION_COMPROMISED})
 	if out.GetPhase() != "steady" || len(out.GetWarnings()) != 2 {
 		t.Fatal(out)
@@ -262,6 +267,13 @@ func TestCompromisedLeavesNothing(t *testing.T) {
 		return nil
 	})
 	expectStatus(t, second(p.call("/acme.v1.Orders/Get")), codes.Unavailable)
+	// Whose handshake was verified just before is refused all the same.
+	if refusal := r.admin.(*admin).core.check(link.ALPNControl, peer); refusal == nil || refusal.Code != pki.CodeUnknownAuthority {
+		t.Errorf("a session that the old CA let in: %v", refusal)
+	}
+	if _, refusal := r.admin.(*admin).core.renew(t.Context(), link.RenewAttempt{ID: own.ID, Incarnation: 1, Holder: own.Chain[0]}); refusal == nil || refusal.Code != pki.CodeUnknownAuthority {
+		t.Errorf("a renewal on such a session: %v", refusal)
+	}
 	_, err := (&link.Dialler{Self: g.self, Log: g.log}).Dial(context.Background(), g.core, link.ALPNControl, pki.Expect{Role: pki.RoleCore})
 	if err == nil {
 		t.Error("a component that anchors on the old root still takes core for core")

@@ -19,6 +19,9 @@ import (
 func (c *core) renew(ctx context.Context, a link.RenewAttempt) (*control.JoinGrant, *pki.Refusal) {
 	k := key{a.ID.Role, a.ID.Name}
 	now, ca := time.Now(), c.ca.get()
+	if ca.Disowned(a.Holder) {
+		return nil, refuseDisowned(k)
+	}
 	root := issuingRoot(ca)
 	use, err := keyUse(ca, a.ID, a.Incarnation, []*x509.Certificate{a.Holder}, a.Begun, addressOf(a.Source))
 	if err != nil {

@@ -30,6 +30,13 @@ func refuseRemoved(k key) *pki.Refusal {
 		Remedy: fmt.Sprintf("to use it again: sallyport %s add %s … on core, and start it with the token that is printed", k.role, k.name)}
 }
 
+// refuseDisowned says to a component that the CA it has its certificate from was
+// replaced and is not trusted any more.
+func refuseDisowned(k key) *pki.Refusal {
+	return &pki.Refusal{Code: pki.CodeUnknownAuthority, Cause: "the CA that made the certificate of " + k.String() + " was replaced and is not trusted any more (ca rotate --compromised)",
+		Remedy: fmt.Sprintf("remove it and add it again (sallyport %s rm %s, sallyport %s add %s …) and start it with the new token, without its former identity", k.role, k.name, k.role, k.name)}
+}
+
 // check judges an identity that proved itself in a handshake: it has to be a
 // component that joined, in its present incarnation.
 func (c *core) check(alpn string, peer link.Peer) *pki.Refusal {
@@ -37,6 +44,10 @@ func (c *core) check(alpn string, peer link.Peer) *pki.Refusal {
 		return nil
 	}
 	k := key{peer.ID.Role, peer.ID.Name}
+	// The handshake may have gone by a CA that was distrusted just now.
+	if len(peer.Chain) > 0 && c.ca.get().Disowned(peer.Chain[0]) {
+		return refuseDisowned(k)
+	}
 	r, err := c.db.Component(context.Background(), k.role, k.name)
 	switch {
 	case errors.Is(err, store.ErrNotFound):
