@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"sallyport/acme/pki"
+	"sallyport/configs/fault"
 )
 
 // Adoption is a newcomer's request to become a component.
@@ -84,11 +85,13 @@ func (c *Core) Adopt(ctx context.Context, actor Actor, a Adoption, now time.Time
 			return err
 		}
 		done, err = t.adopt(token, a)
+		fault.Point("join", "decided")
 		return err
 	})
 	if err != nil {
 		return Adopted{}, err
 	}
+	fault.Point("join", "recorded")
 	return done, nil
 }
 

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"math/bits"
 	"time"
+
+	"sallyport/configs/fault"
 )
 
 // Renewal is a component's request for its next certificate.
@@ -70,11 +72,13 @@ func (c *Core) Renew(ctx context.Context, actor Actor, r Renewal, now time.Time)
 			}
 		}
 		done, err = t.renew(h.component, r)
+		fault.Point("renewal", "decided")
 		return err
 	})
 	if err != nil {
 		return Renewed{}, err
 	}
+	fault.Point("renewal", "recorded")
 	return done, nil
 }
 

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"sallyport/configs/fault"
 )
 
 // Restoration is what a restored database has to know.
@@ -70,6 +72,7 @@ func RestoreCore(ctx context.Context, actor Actor, snapshot, path string, r Rest
 	if err := copyFile(snapshot, staged); err != nil {
 		return 0, err
 	}
+	fault.Point("restore", "copied")
 	if epoch, err = prepare(ctx, actor, staged, r, before, now); err != nil {
 		return 0, err
 	}
@@ -78,6 +81,7 @@ func RestoreCore(ctx context.Context, actor Actor, snapshot, path string, r Rest
 			return 0, err
 		}
 	}
+	fault.Point("restore", "prepared")
 	if err := os.Rename(staged, path); err != nil {
 		return 0, err
 	}

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+
+	"sallyport/configs/fault"
 )
 
 const tempPrefix = ".tmp-"
@@ -90,12 +92,14 @@ func placeFile(path string, data []byte, mode os.FileMode, place func(temp, path
 		err = cerr
 	}
 	if err == nil {
+		fault.Point(filepath.Base(path), "written")
 		err = place(temp, path)
 	}
 	if err != nil {
 		os.Remove(temp)
 		return err
 	}
+	fault.Point(filepath.Base(path), "placed")
 	return syncDir(dir)
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"sallyport/acme/pki"
 	"sallyport/configs"
+	"sallyport/configs/fault"
 	"sallyport/store"
 )
 
@@ -92,7 +93,10 @@ func restoringPath(dataDir string) string { return filepath.Join(dataDir, "resto
 
 func restore(ctx context.Context, r Restoration) (Restored, error) {
 	if r.at == nil {
-		r.at = func(string) error { return nil }
+		r.at = func(step string) error {
+			fault.Point("restore", step)
+			return nil
+		}
 	}
 	if r.Log == nil {
 		r.Log = slog.New(slog.DiscardHandler)
@@ -116,6 +120,9 @@ func restore(ctx context.Context, r Restoration) (Restored, error) {
 	var err error
 	var keys []byte
 	if plan.Manifest, keys, err = extract(r.Archive, stage); err != nil {
+		return Restored{}, err
+	}
+	if err := r.at("unpacked"); err != nil {
 		return Restored{}, err
 	}
 	if err := plan.prepareCA(r, stage, keys); err != nil {

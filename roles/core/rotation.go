@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"sallyport/acme/pki"
+	"sallyport/configs/fault"
 	"sallyport/roles/control"
 	"sallyport/store"
 )
@@ -245,6 +246,7 @@ func (r *rotation) heldByNext(ctx context.Context) ([]string, error) {
 // everywhere.
 func (r *rotation) do(ctx context.Context, step string, now time.Time) error {
 	c := r.core
+	fault.Point(step, "intended")
 	ca, err := c.ca.change(func(ca *pki.Authority) (*pki.Authority, error) {
 		switch step {
 		case store.StepPublish:
@@ -273,6 +275,7 @@ func (r *rotation) do(ctx context.Context, step string, now time.Time) error {
 	if _, err := c.db.SettleRotation(ctx, actorCore, stateOf(ca), now); err != nil {
 		return err
 	}
+	fault.Point(step, "settled")
 	c.log.Info("the CA's rotation has taken a step", "step", step, "phase", ca.Phase())
 	if step == store.StepCompromised {
 		r.disown()

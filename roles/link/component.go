@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"sallyport/acme/pki"
+	"sallyport/configs/fault"
 	"sallyport/roles/control"
 )
 
@@ -454,6 +455,7 @@ func (e *ComponentEnd) Request(ctx context.Context, csr []byte, purpose control.
 			CertificateRequest: &control.CertificateRequest{Id: id, Csr: csr, Purpose: purpose}}})
 		s.mu.Unlock()
 		s.kick()
+		fault.Point("renewal", "requested")
 		select {
 		case r := <-answer:
 			if refusal := pki.RefusalFromProto(r.GetRefusal()); refusal != nil {

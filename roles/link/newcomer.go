@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"sallyport/acme/pki"
+	"sallyport/configs/fault"
 	"sallyport/roles/control"
 )
 
@@ -111,6 +112,7 @@ func (n *Newcomer) join(ctx context.Context, st stream[control.JoinFrame], chain
 	if err != nil {
 		return nil, err
 	}
+	fault.Point("join", "key saved")
 	csr, err := pki.NewCSR(key)
 	if err != nil {
 		return nil, err
@@ -118,6 +120,7 @@ func (n *Newcomer) join(ctx context.Context, st stream[control.JoinFrame], chain
 	if err := st.Send(&control.JoinFrame{Frame: &control.JoinFrame_Request{Request: &control.JoinRequest{Csr: csr, Version: n.Version}}}); err != nil {
 		return nil, recvEnd(ctx, st, err)
 	}
+	fault.Point("join", "request sent")
 	f, err := st.Recv()
 	if err != nil {
 		return nil, endOf(ctx, err)
@@ -128,6 +131,7 @@ func (n *Newcomer) join(ctx context.Context, st stream[control.JoinFrame], chain
 	if f.GetGrant() == nil {
 		return nil, refuseProtocol("core answered the certificate request with neither a certificate nor a refusal")
 	}
+	fault.Point("join", "grant received")
 	grant, err := n.accept(f.GetGrant(), key, coreID)
 	if err != nil {
 		return nil, fmt.Errorf("core's answer cannot be used: %w", err)
@@ -137,6 +141,7 @@ func (n *Newcomer) join(ctx context.Context, st stream[control.JoinFrame], chain
 			return nil, fmt.Errorf("store the new identity: %w", err)
 		}
 	}
+	fault.Point("join", "stored")
 	st.Send(&control.JoinFrame{Frame: &control.JoinFrame_Stored{Stored: &control.JoinStored{}}})
 	return grant, nil
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"sallyport/acme/pki"
+	"sallyport/configs/fault"
 	"sallyport/roles/control"
 )
 
@@ -225,6 +226,7 @@ func (r *Renewer) take(key crypto.Signer, der [][]byte, bundle *pki.Bundle) erro
 
 // at is where tests stop.
 func (r *Renewer) at(step string) error {
+	fault.Point("renewal", step)
 	if r.step == nil {
 		return nil
 	}
