@@ -315,11 +315,10 @@ func (p *proxies) relay(ctx context.Context, m *component, spec proxySpec, drain
 	beside.Go(func() { p.core.keepTenure(ctx, l, conn, t.Retired(), ended) })
 	t.Use(conn)
 	beside.Go(func() {
-		select {
-		case <-l.Ready():
+		// Ready is this end's word: the proxy may not have read ours. An answer
+		// from its end shows that it puts its calls here from now on.
+		if _, err := l.Ping(ctx); err == nil {
 			conn.Up()
-		case <-ended:
-			return
 		}
 		select {
 		case <-t.Retired():

@@ -92,7 +92,9 @@ func (g *gateway) relay(ctx, work context.Context, nc *link.Conn, t *link.Turn) 
 	case <-ctx.Done():
 	}
 	g.links.use(conn)
-	nc.Up()
+	if _, err := conn.Ping(ctx); err == nil { // core's end answers: it puts its calls here from now on
+		nc.Up()
+	}
 	g.tellReady()
 	check := time.NewTicker(linkCheckEvery)
 	defer check.Stop()

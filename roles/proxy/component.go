@@ -85,12 +85,14 @@ func (c *component) control(ctx context.Context, conn *link.Conn) {
 func (c *component) relay(ctx context.Context, nc *link.Conn) {
 	p := c.proxy
 	conn := relay.NewClient(nc, &relay.Options{Limits: relay.LinkLimits(), Metrics: p.frames, Log: p.log, Hop: p.hop(), Remote: "link to core"})
+	// It is in the pool before it is ready: core drains the former link once
+	// this one answers, and then it has to take the calls.
+	p.links.Add(conn)
 	var waiting sync.WaitGroup
 	defer waiting.Wait()
 	waiting.Go(func() {
 		select {
 		case <-conn.Ready():
-			p.links.Add(conn)
 			p.state.changed()
 		case <-conn.Done():
 		}
