@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"sallyport/acme/pki"
 )
@@ -13,8 +14,8 @@ import (
 // the join token it was started with, and says which of them counts.
 //
 // With an identity on disk a token of the same component is spent and ignored;
-// one for another role, name or CA means that something was mixed up, and is
-// an error. Without an identity the token is returned: the component has to
+// one for another role or name, or one that another CA made and that is still
+// good, means that something was mixed up, and is an error. Without an identity the token is returned: the component has to
 // join with it. Neither is an error that says how to get a token.
 func OpenSelf(dir string, role pki.Role, join string) (*Self, *pki.Token, error) {
 	var token *pki.Token
@@ -60,6 +61,12 @@ func sameComponent(c *pki.Credentials, b *pki.Bundle, token *pki.Token, dir stri
 		if err == nil && slices.Contains(token.Pins, hash) {
 			return nil
 		}
+	}
+	// A token pins the current root and the next. After two rotations none of
+	// them is left, and it must not keep its own component from starting: once
+	// its time is over it can make no identity anyway.
+	if token.Expired(time.Now()) != nil {
+		return nil
 	}
 	return fmt.Errorf("the join token is from another core than the identity of %s in %s (another root CA): use another data directory, or delete this one to leave the former core", name, dir)
 }

@@ -35,6 +35,7 @@ func TestOpenSelf(t *testing.T) {
 		{"token of the other role", empty, mine, pki.RoleProxy, false, "for a gateway"},
 		{"identity of the other role", joined, "", pki.RoleProxy, false, "data directory"},
 		{"token of another name", joined, c.token(pki.RoleGateway, "stock", hour).String(), pki.RoleGateway, false, "stock"},
+		{"spent token, both its roots retired since", joined, other.token(pki.RoleGateway, "orders", time.Now().Add(-time.Minute)).String(), pki.RoleGateway, false, ""},
 		{"token of another core", joined, other.token(pki.RoleGateway, "orders", hour).String(), pki.RoleGateway, false, "another core"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
