@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,74 +32,6 @@ func (d *deployment) dial() *grpc.ClientConn {
 	}
 	d.t.Cleanup(func() { cc.Close() })
 	return cc
-}
-
-// load keeps calls running and remembers every status that is neither OK nor
-// UNAVAILABLE.
-type load struct {
-	ok, unavailable atomic.Int64
-	mu              sync.Mutex
-	wrong           []string
-	slowest         time.Duration
-	cancel          context.CancelFunc
-	wg              sync.WaitGroup
-}
-
-func startLoad(c testgrpc.TestServiceClient, callers int) *load {
-	ctx, cancel := context.WithCancel(context.Background())
-	l := &load{cancel: cancel}
-	for range callers {
-		l.wg.Add(1)
-		go func() {
-			defer l.wg.Done()
-			for ctx.Err() == nil {
-				cctx, stop := context.WithTimeout(context.Background(), 20*time.Second)
-				begin := time.Now()
-				_, err := c.EmptyCall(cctx, &testgrpc.Empty{})
-				took := time.Since(begin)
-				stop()
-				l.mu.Lock()
-				l.slowest = max(l.slowest, took)
-				l.mu.Unlock()
-				switch status.Code(err) {
-				case codes.OK:
-					l.ok.Add(1)
-				case codes.Unavailable:
-					l.unavailable.Add(1)
-					time.Sleep(20 * time.Millisecond)
-				default:
-					l.mu.Lock()
-					l.wrong = append(l.wrong, err.Error())
-					l.mu.Unlock()
-				}
-			}
-		}()
-	}
-	return l
-}
-
-func (l *load) stop() { l.cancel(); l.wg.Wait() }
-
-// openStreams opens n streams and proves each by one exchange.
-func openStreams(t *testing.T, c testgrpc.TestServiceClient, n int) []testgrpc.TestService_FullDuplexCallClient {
-	t.Helper()
-	var all []testgrpc.TestService_FullDuplexCallClient
-	for range n {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
-		t.Cleanup(cancel)
-		s, err := c.FullDuplexCall(ctx)
-		if err == nil {
-			err = s.Send(&testgrpc.StreamingOutputCallRequest{ResponseParameters: []*testgrpc.ResponseParameters{{Size: 10}}})
-		}
-		if err == nil {
-			_, err = s.Recv()
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, s)
-	}
-	return all
 }
 
 func TestKillEachUnderLoad(t *testing.T) {

@@ -186,7 +186,7 @@ func deployFiles(t *testing.T, form, policy string) *filesDeployment {
 	}
 	ca := newOutsideCA(t)
 	d := &filesDeployment{ca: ca, corePair: ca.pair("core", 1001), proxyPair: ca.pair("proxy", 2001), deployment: &deployment{
-		t: t, dir: t.TempDir(), gateways: map[string]*process{}, health: map[string]string{},
+		t: t, access: "failures", dir: t.TempDir(), gateways: map[string]*process{}, health: map[string]string{},
 		coreAddr:  fmt.Sprintf("127.0.0.1:%d", freePort(t)),
 		proxyGRPC: fmt.Sprintf("127.0.0.1:%d", freePort(t)),
 		public:    fmt.Sprintf("127.0.0.1:%d", freePort(t)),
@@ -332,9 +332,7 @@ func TestGRPCPortFilesRenewed(t *testing.T) {
 		wantPresented(t, 15*time.Second, side.address, side.pair)
 	}
 	l.stop()
-	if l.unavailable.Load() != 0 || len(l.wrong) != 0 {
-		t.Errorf("%d calls unavailable, %d with another status: %.1q", l.unavailable.Load(), len(l.wrong), l.wrong)
-	}
+	l.wantAll(t, "calls")
 }
 
 // TestStolenOutsideCertificate: whoever has the certificate and key of a gRPC

@@ -212,6 +212,7 @@ func eventually(t *testing.T, limit time.Duration, what string, f func() error) 
 // them on three hosts.
 type deployment struct {
 	t         *testing.T
+	access    string // which access log the components write
 	dir       string
 	core      *process
 	proxy     *process
@@ -230,8 +231,15 @@ func deploy(t *testing.T, policy string) *deployment { return deployCore(t, poli
 // deployCore is deploy with more flags for core.
 func deployCore(t *testing.T, policy string, coreFlags ...string) *deployment {
 	t.Helper()
+	return deployLogging(t, "failures", policy, coreFlags...)
+}
+
+// deployLogging is deployCore where every component has the access log that
+// access names: all of it, under load, is more than the harness should keep.
+func deployLogging(t *testing.T, access, policy string, coreFlags ...string) *deployment {
+	t.Helper()
 	d := &deployment{
-		t: t, dir: t.TempDir(), gateways: map[string]*process{}, health: map[string]string{},
+		t: t, access: access, dir: t.TempDir(), gateways: map[string]*process{}, health: map[string]string{},
 		coreAddr:  fmt.Sprintf("127.0.0.1:%d", freePort(t)),
 		proxyGRPC: fmt.Sprintf("127.0.0.1:%d", freePort(t)),
 		public:    fmt.Sprintf("127.0.0.1:%d", freePort(t)),
@@ -241,7 +249,7 @@ func deployCore(t *testing.T, policy string, coreFlags ...string) *deployment {
 
 	d.health["core"] = fmt.Sprintf("127.0.0.1:%d", freePort(t))
 	d.core = &process{name: "core", log: &buffer{},
-		args: append([]string{binary, "--role", "core", "--grpc-address", d.coreAddr, "--health-address", d.health["core"], "--access-log", "all"}, coreFlags...),
+		args: append([]string{binary, "--role", "core", "--grpc-address", d.coreAddr, "--health-address", d.health["core"], "--access-log", access}, coreFlags...),
 		env:  baseEnv(d.coreEnv...)}
 	d.core.start(t)
 	eventually(t, 15*time.Second, "core answers on its admin socket", func() error {
@@ -264,7 +272,7 @@ func deployCore(t *testing.T, policy string, coreFlags ...string) *deployment {
 	d.proxy = &process{name: "proxy", log: &buffer{}, args: []string{"sh", "-c", "exec " + line},
 		env: baseEnv("SALLYPORT_DATA_DIR="+filepath.Join(d.dir, "proxy"),
 			"SALLYPORT_GRPC_ADDRESS="+d.proxyGRPC, "SALLYPORT_PUBLIC_ADDRESS="+d.public,
-			"SALLYPORT_HEALTH_ADDRESS="+d.health["proxy"], "SALLYPORT_ACCESS_LOG=all")}
+			"SALLYPORT_HEALTH_ADDRESS="+d.health["proxy"], "SALLYPORT_ACCESS_LOG="+access)}
 	d.proxy.start(t)
 	d.waitReady("proxy")
 	return d
@@ -297,7 +305,7 @@ func (d *deployment) inviteGateway(name string, addFlags []string, extraEnv ...s
 	env := baseEnv(append([]string{
 		"SALLYPORT_DATA_DIR=" + filepath.Join(d.dir, name),
 		"SALLYPORT_HEALTH_ADDRESS=" + d.health[name],
-		"SALLYPORT_ACCESS_LOG=all",
+		"SALLYPORT_ACCESS_LOG=" + d.access,
 	}, extraEnv...)...)
 	g := &process{name: name, log: &buffer{}, args: []string{"sh", "-c", "exec " + line}, env: env}
 	d.gateways[name] = g

@@ -146,7 +146,7 @@ func TestJoinRefusals(t *testing.T) {
 func TestSeedStaysHome(t *testing.T) {
 	tcpdump := tool(t, "tcpdump")
 	need(t, os.Geteuid() == 0, "root, to capture packets")
-	d := deploy(t, "")
+	d := deployLogging(t, "all", "")
 	line := strings.TrimSpace(run(t, d.coreEnv, "gateway", "add", "office", "--ip", "127.0.0.1"))
 	tok := token(t, line)
 	parsed, err := pki.ParseToken(tok)

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -35,12 +36,13 @@ func (d *deployment) certificates() map[string]int {
 // again and again, and no call notices. SALLYPORT_E2E_LONG=10m makes the run
 // as long.
 func TestShortLifetimes(t *testing.T) {
-	length := 100 * time.Second
+	length, messages := 100*time.Second, 200 // of one stream of the server: ten seconds
 	if long := os.Getenv("SALLYPORT_E2E_LONG"); long != "" {
 		var err error
 		if length, err = time.ParseDuration(long); err != nil {
 			t.Fatal(err)
 		}
+		messages = 1500 // more than a minute: each stream sees renewals
 	}
 	if testing.Short() {
 		t.Skip("takes minutes; not with -short")
@@ -50,21 +52,23 @@ func TestShortLifetimes(t *testing.T) {
 	d.addGateway("office", nil, "SALLYPORT_UPSTREAM=interop="+startInteropServer(t))
 	d.waitRouted(testService, "office")
 	client := testgrpc.NewTestServiceClient(d.dial())
-	streams := openStreams(t, client, 10)
+	streams := openStreams(t, client, 10) // each as long as the test
 	before := d.certificates()
-	l := startLoad(client, 4)
-	end := time.Now().Add(length)
-	for time.Now().Before(end) {
+	calls := startLoad(paced{client}, 8)
+	listeners := startLoadOf(5, func(ctx context.Context) error { return listen(ctx, client, messages) })
+	exchanges := 0
+	for end := time.Now().Add(length); time.Now().Before(end); time.Sleep(500 * time.Millisecond) {
 		for i, s := range streams {
-			s.Send(&testgrpc.StreamingOutputCallRequest{ResponseParameters: []*testgrpc.ResponseParameters{{Size: 10}}})
-			if _, err := s.Recv(); err != nil { // says more than Send's error
-				t.Fatalf("stream %d: %v", i, err)
+			if err := exchange(s); err != nil {
+				t.Errorf("stream %d after %d exchanges of all: %v", i, exchanges, err)
+				streams[i] = openStreams(t, client, 1)[0]
 			}
+			exchanges++
 		}
-		time.Sleep(500 * time.Millisecond)
 	}
-	l.stop()
+	calls.stop()
 	after := d.certificates()
+	listeners.stop()
 	renewals := 0
 	for _, kind := range []string{"core", "proxy", "gateway"} {
 		n := after[kind] - before[kind]
@@ -74,10 +78,9 @@ func TestShortLifetimes(t *testing.T) {
 		}
 		renewals += n
 	}
-	t.Logf("%d renewals, %d calls, slowest %v", renewals, l.ok.Load(), l.slowest)
-	if l.unavailable.Load() != 0 || len(l.wrong) != 0 {
-		t.Errorf("%d calls unavailable, %d with another status: %.1q", l.unavailable.Load(), len(l.wrong), l.wrong)
-	}
+	t.Logf("%d renewals, %d exchanges on %d streams", renewals, exchanges, len(streams))
+	calls.wantAll(t, "calls")
+	listeners.wantAll(t, "streams of the server")
 }
 
 // TestRevocationCuts: a removed gateway loses its open calls and its way back
@@ -172,9 +175,7 @@ func TestRotationUnderLoad(t *testing.T) {
 		return nil
 	})
 	l.stop()
-	if l.unavailable.Load() != 0 || len(l.wrong) != 0 {
-		t.Errorf("%d calls unavailable, %d with another status: %.1q", l.unavailable.Load(), len(l.wrong), l.wrong)
-	}
+	l.wantAll(t, "calls")
 	if now := run(t, d.coreEnv, "ca", "export"); now == root {
 		t.Error("the root is the same as before")
 	}

@@ -143,13 +143,6 @@ func (d *deployment) clientAt(public string) testgrpc.TestServiceClient {
 	return paced{testgrpc.NewTestServiceClient(cc)}
 }
 
-type paced struct{ testgrpc.TestServiceClient }
-
-func (p paced) EmptyCall(ctx context.Context, in *testgrpc.Empty, opts ...grpc.CallOption) (*testgrpc.Empty, error) {
-	time.Sleep(10 * time.Millisecond)
-	return p.TestServiceClient.EmptyCall(ctx, in, opts...)
-}
-
 // callsGoThrough waits until a call succeeds.
 func callsGoThrough(t *testing.T, client testgrpc.TestServiceClient, what string) {
 	t.Helper()
@@ -178,10 +171,7 @@ func (l *loads) stop() {
 	l.d.t.Helper()
 	for name, load := range l.all {
 		load.stop()
-		l.d.t.Logf("%s: %d calls, slowest %v", name, load.ok.Load(), load.slowest.Round(time.Millisecond))
-		if load.ok.Load() == 0 || load.unavailable.Load() != 0 || len(load.wrong) != 0 {
-			l.d.t.Errorf("%s: %d calls, %d unavailable, %d with another status: %.1q", name, load.ok.Load(), load.unavailable.Load(), len(load.wrong), load.wrong)
-		}
+		load.wantAll(l.d.t, "calls by "+name)
 	}
 }
 

@@ -190,7 +190,7 @@ func TestSecretsStayWhereTheyBelong(t *testing.T) {
 	caPass := passphrase("ca-passphrase", "four sealed words for this authority")
 	backupPass := passphrase("backup-passphrase", "other words that seal the backup")
 
-	d := deployCore(t, strings.Replace(callersPolicy, "[methods]", "[methods]\n\"/grpc.testing.TestService/*\" = [\"public\"]", 1),
+	d := deployLogging(t, "all", strings.Replace(callersPolicy, "[methods]", "[methods]\n\"/grpc.testing.TestService/*\" = [\"public\"]", 1),
 		"--ca-passphrase-file", caPass, "--log-level", "debug")
 	invited := func(p *process) {
 		tok, err := pki.ParseToken(token(t, strings.Join(p.args, " ")))
