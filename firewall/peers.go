@@ -1,7 +1,7 @@
 // Package firewall decides from which addresses a gRPC port of ours may be
-// reached: core's by the gateways, a proxy's by core. So far it holds the set
-// of those addresses, Peers, which is checked in the process; the nftables
-// rules that keep the same set in the kernel are rendered from it.
+// reached: core's by the gateways, a proxy's by core. Peers is the set of those
+// addresses. The process checks it, and writes it as Data, in firewall.json, for
+// root, who keeps the same set in the kernel.
 //
 // The set answers one threat: whatever else is wrong with a port, strangers
 // should not be able to talk to it at all. It is no authentication, for which
@@ -166,7 +166,36 @@ func (p Peers) Allows(addr netip.Addr) bool {
 		return true
 	}
 	addr = addr.Unmap().WithZone("")
-	return slices.ContainsFunc(p.prefixes, func(prefix netip.Prefix) bool { return prefix.Contains(addr) })
+	// The prefixes are disjoint and in order: the last one that begins at addr
+	// or before it is the only one that can hold it.
+	i, _ := slices.BinarySearchFunc(p.prefixes, addr, func(prefix netip.Prefix, addr netip.Addr) int {
+		if prefix.Addr().Compare(addr) <= 0 {
+			return -1
+		}
+		return 1
+	})
+	return i > 0 && p.prefixes[i-1].Contains(addr)
+}
+
+// Union is everything that is in one of the sets, names included.
+func Union(sets ...Peers) Peers {
+	var out Peers
+	for _, p := range sets {
+		if p.any {
+			return Peers{any: true}
+		}
+		out.prefixes = append(out.prefixes, p.prefixes...)
+		out.names = append(out.names, p.names...)
+	}
+	out.prefixes = merge(out.prefixes)
+	slices.Sort(out.names)
+	out.names = slices.Compact(out.names)
+	return out
+}
+
+// Equal reports whether both sets allow the same, now and after any resolution.
+func (p Peers) Equal(q Peers) bool {
+	return p.any == q.any && slices.Equal(p.prefixes, q.prefixes) && slices.Equal(p.names, q.names)
 }
 
 // Resolve returns the set with the addresses of its DNS names in their place.
