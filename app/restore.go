@@ -41,7 +41,6 @@ func (v *restoreVerb) Run(c *cli) error {
 	if reachable(filepath.Join(dir, "admin.sock")) == nil {
 		return failed("restore: core is running in "+dir, "stop it first; a backup is restored with nothing running")
 	}
-	_, missing := os.Lstat(filepath.Join(dir, "core.db"))
 	for _, part := range []string{"core.db", "ca"} {
 		if _, err := os.Lstat(filepath.Join(dir, part)); err == nil && !v.Force {
 			return failed("restore: "+dir+" holds the state of a core already, and is not replaced", "give --force to replace it (its revocations are kept), or another --data-dir")
@@ -91,8 +90,8 @@ func (v *restoreVerb) Run(c *cli) error {
 	if len(restored.Awaits) > 0 {
 		c.say("Core will issue and relay when it has heard what was revoked since, from: %s", strings.Join(restored.Awaits, ", "))
 	}
-	if missing != nil { // the list that components hold does not name API keys
-		c.say("%s", c.warning("attention: API keys that were revoked after "+clock(restored.Made.Unix())+" are good again: look through sallyport apikey ls"))
+	if len(restored.APIKeys) > 0 {
+		c.say("%s", c.warning("attention: with --accept-loss, an API key that was revoked after "+clock(restored.Made.Unix())+" is good again; good are: "+strings.Join(restored.APIKeys, ", ")))
 	}
 	c.say("Start core as it was started before.")
 	return nil

@@ -78,7 +78,8 @@ func (c *Core) APIKeys(ctx context.Context) ([]APIKeyRecord, error) {
 	return keys, nil
 }
 
-// RevokeAPIKey ends the live key of a name.
+// RevokeAPIKey ends the live key of a name, and puts it on the list of
+// revocations, so that no older copy of this database revives it.
 func (c *Core) RevokeAPIKey(ctx context.Context, actor Actor, name string) (APIKeyRecord, error) {
 	var k APIKeyRecord
 	err := c.decide(ctx, actor, func(t *tx) (err error) {
@@ -87,6 +88,10 @@ func (c *Core) RevokeAPIKey(ctx context.Context, actor Actor, name string) (APIK
 		}
 		k.Revoked = t.now.UTC()
 		if _, err := t.exec("UPDATE api_keys SET revoked = ? WHERE name = ? AND revoked = 0", nanos(k.Revoked), name); err != nil {
+			return err
+		}
+		v := Revocation{SPKI: k.SHA256, Reason: "API key " + name, At: k.Revoked, Ends: k.Expires}
+		if _, err := t.insertRevocation(v); err != nil {
 			return err
 		}
 		return t.audit("apikey.revoke", "apikey/"+name, k.Prefix+"…")

@@ -10,8 +10,10 @@ import (
 	"sallyport/acme/pki"
 )
 
-// Revocation covers an identity's incarnations up to and including
-// Incarnation, or, when Serial is set, that one certificate.
+// Revocation covers one of: an identity's incarnations up to and including
+// Incarnation; when Serial is set, that one certificate, with its key; when SPKI
+// alone is set, whatever that is the hash of, an API key or the key of
+// certificates.
 type Revocation struct {
 	Role        pki.Role
 	Name        string
@@ -19,7 +21,7 @@ type Revocation struct {
 	Serial      string
 	Reason      string
 	At          time.Time
-	SPKI        []byte    // of a serial: the SHA-256 of the certificate's SubjectPublicKeyInfo; nil: not known
+	SPKI        []byte    // SHA-256 of the certificate's SubjectPublicKeyInfo, of a serial nil if not known; or of an API key
 	Ends        time.Time // when nothing that it covers could be accepted any more; zero: never
 }
 
@@ -73,7 +75,7 @@ func (c *Core) RevocationEntries(ctx context.Context, after uint64) ([]Revocatio
 // name and incarnation, by serial number, or by key. Zero: it was not.
 func revokedAt(ctx context.Context, from source, role pki.Role, name string, c *CertificateRecord) (time.Time, error) {
 	at, err := one(ctx, from, value[int64], `SELECT at FROM revocations WHERE (role = ? AND name = ? AND incarnation >= ? AND serial = '')
-		OR (role = '' AND name = '' AND incarnation = 0 AND serial = ?) OR spki = ? ORDER BY id LIMIT 1`,
+		OR (role = '' AND serial <> '' AND serial = ?) OR spki = ? ORDER BY id LIMIT 1`,
 		role, name, c.Incarnation, c.Serial, c.SPKI)
 	if errors.Is(err, ErrNotFound) {
 		return time.Time{}, nil
@@ -84,10 +86,21 @@ func revokedAt(ctx context.Context, from source, role pki.Role, name string, c *
 	return moment(at), nil
 }
 
-// insertRevocation appends to the list, unless the entry is there.
+// insertRevocation appends to the list, unless what it says is there. Of a
+// serial number that is listed without its key, the key follows by itself.
 func (t *tx) insertRevocation(r Revocation) (bool, error) {
+	if r.Role == "" && r.Serial == "" {
+		known, err := one(t.ctx, t.sql, value[int], "SELECT count(*) FROM revocations WHERE spki = ?", r.SPKI)
+		if err != nil || known > 0 {
+			return false, err
+		}
+	}
 	n, err := t.exec("INSERT INTO revocations ("+revocationColumns+") VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
 		r.Role, r.Name, r.Incarnation, r.Serial, r.Reason, nanos(r.At), r.SPKI, nanos(r.Ends))
+	if err == nil && n == 0 && r.Serial != "" && r.SPKI != nil {
+		r.Serial = ""
+		return t.insertRevocation(r)
+	}
 	return n > 0, err
 }
 
@@ -103,17 +116,22 @@ func (t *tx) revokeIdentity(r ComponentRecord, reason string) error {
 	return t.markRevoked(v)
 }
 
-// markRevoked notes at the certificates what a revocation covers. A renewal with
-// a key that is revoked before it was seen is none: another key may follow.
+// markRevoked notes at the certificates and API keys what a revocation covers. A
+// renewal with a key that is revoked before it was seen is none: another key may
+// follow.
 func (t *tx) markRevoked(v Revocation) error {
-	if v.Serial != "" {
-		if _, err := t.exec("DELETE FROM identity_keys WHERE serial = ? AND state = 'pending'", v.Serial); err != nil {
+	if v.Role == "" {
+		if _, err := t.exec("DELETE FROM identity_keys WHERE (serial = ? OR spki = ?) AND state = 'pending'", v.Serial, v.SPKI); err != nil {
+			return err
+		}
+		if _, err := t.exec("UPDATE api_keys SET revoked = ? WHERE sha256 = ? AND revoked = 0", nanos(v.At), v.SPKI); err != nil {
 			return err
 		}
 	}
 	_, err := t.exec(`UPDATE certificates SET revoked = ?1, revoked_reason = ?2 WHERE revoked = 0 AND
-			CASE WHEN ?3 <> '' THEN serial = ?3 ELSE role = ?4 AND name = ?5 AND incarnation <= ?6 END`,
-		nanos(v.At), v.Reason, v.Serial, v.Role, v.Name, v.Incarnation)
+			CASE WHEN ?3 <> '' THEN serial = ?3 WHEN ?4 <> '' THEN role = ?4 AND name = ?5 AND incarnation <= ?6
+				ELSE spki = ?7 AND kind NOT IN ('root', 'intermediate') END`,
+		nanos(v.At), v.Reason, v.Serial, v.Role, v.Name, v.Incarnation, v.SPKI)
 	return err
 }
 
@@ -163,13 +181,10 @@ func (c *Core) MergeRevocations(ctx context.Context, actor Actor, list []Revocat
 
 func (t *tx) mergeRevocations(list []Revocation) (added int, err error) {
 	for _, v := range list {
-		if (v.Serial == "") != (v.Role != "" && v.Name != "" && v.Incarnation > 0) || v.Serial != "" && !validSerial(v.Serial) {
-			return 0, fmt.Errorf("%+v is no revocation: it names neither one identity nor one serial number", v)
+		if !v.valid() {
+			return 0, fmt.Errorf("%+v is no revocation: it names neither one identity nor one serial number nor one key", v)
 		}
 		v.Reason = clean(v.Reason, 256)
-		if len(v.SPKI) != 32 {
-			v.SPKI = nil
-		}
 		fresh, err := t.insertRevocation(v)
 		if err != nil {
 			return 0, err
@@ -181,7 +196,7 @@ func (t *tx) mergeRevocations(list []Revocation) (added int, err error) {
 		if err := t.markRevoked(v); err != nil {
 			return 0, err
 		}
-		if v.Serial != "" {
+		if v.Role == "" {
 			continue
 		}
 		r, err := component(t.ctx, t.sql, v.Role, v.Name)
@@ -199,6 +214,19 @@ func (t *tx) mergeRevocations(list []Revocation) (added int, err error) {
 		return 0, nil
 	}
 	return added, t.audit("revocations.merge", fmt.Sprintf("%d of %d", added, len(list)), "they were not known here")
+}
+
+// valid says whether v names one thing.
+func (v *Revocation) valid() bool {
+	switch {
+	case v.Role != "":
+		return v.Name != "" && v.Incarnation > 0 && v.Serial == "" && v.SPKI == nil
+	case v.Name != "" || v.Incarnation > 0 || v.SPKI != nil && len(v.SPKI) != 32:
+		return false
+	case v.Serial != "":
+		return validSerial(v.Serial)
+	}
+	return v.SPKI != nil
 }
 
 // discard ends a component whose revocation is recorded.

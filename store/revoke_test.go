@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"errors"
 	"reflect"
 	"strings"
@@ -194,7 +195,8 @@ func TestMergeRevocations(t *testing.T) {
 		if err != nil || len(certs) != 3 {
 			t.Errorf("CRL %+v, %v", certs, err)
 		}
-		for _, bad := range []Revocation{{}, {Serial: "01", Role: pki.RoleGateway, Name: "x", Incarnation: 1}, {Role: pki.RoleGateway, Name: "x"}, {Serial: "no serial"}} {
+		for _, bad := range []Revocation{{}, {Serial: "01", Role: pki.RoleGateway, Name: "x", Incarnation: 1}, {Role: pki.RoleGateway, Name: "x"}, {Serial: "no serial"},
+			{SPKI: []byte("short")}, {Serial: "02", SPKI: []byte{}}, {SPKI: hash("x"), Role: pki.RoleGateway, Name: "x", Incarnation: 1}} {
 			if n, err := c.MergeRevocations(ctx, "core", []Revocation{{Serial: "aa", At: noon}, bad}, noon); err == nil {
 				t.Errorf("%+v: %d merged", bad, n)
 			}
@@ -202,6 +204,56 @@ func TestMergeRevocations(t *testing.T) {
 		if after, err := c.RevocationEntries(ctx, 4); err != nil || len(after) != 0 {
 			t.Errorf("half of a bad list was merged: %+v, %v", after, err)
 		}
+		verify(t, c)
+	})
+}
+
+// TestMergeRevokedKeys: a key that is revoked by itself, that of a certificate
+// which is listed without it, and an API key. Half of it was dropped once, as
+// the number was known.
+func TestMergeRevokedKeys(t *testing.T) {
+	eachCore(t, func(t *testing.T, c *Core) {
+		ctx := t.Context()
+		p := &cast{t: t, c: c, certs: map[string]CertificateRecord{}}
+		p.join("orders", "a", noon)
+		if _, err := c.RevokeCertificate(ctx, operator, RevokeRequest{Serial: "0e", Unrecorded: true}, noon); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"ci", "nightly"} {
+			if _, err := c.CreateAPIKey(ctx, operator, APIKeyRecord{Name: name, SHA256: hash("api " + name), Prefix: "spk_"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		list := []Revocation{
+			{Serial: "0e", Reason: "known", At: noon, SPKI: hash("a")},
+			{SPKI: hash("api ci"), Reason: "API key ci", At: noon.Add(time.Hour)},
+			{Serial: "0f", Reason: "unspecified", At: noon.Add(time.Hour), SPKI: hash("of nobody")},
+		}
+		for i, want := range []int{3, 0} {
+			if n, err := c.MergeRevocations(ctx, "core", list, noon); err != nil || n != want {
+				t.Errorf("%d: %d merged, %v", i, n, err)
+			}
+		}
+		if _, err := c.CheckKey(ctx, KeyUse{Certificate: p.certs["a"]}, noon); !errors.Is(err, ErrRevoked) {
+			t.Errorf("the key of a number that was listed without it: %v", err)
+		}
+		keys, err := c.APIKeys(ctx)
+		if err != nil || keys[0].Revoked != noon.Add(time.Hour) || !keys[1].Revoked.IsZero() {
+			t.Errorf("%+v, %v", keys, err)
+		}
+		if _, err := c.RevokeAPIKey(ctx, operator, "nightly"); err != nil {
+			t.Fatal(err)
+		}
+		entries, err := c.RevocationEntries(ctx, 4)
+		if err != nil || len(entries) != 1 || entries[0].Sequence != 5 || !bytes.Equal(entries[0].SPKI, hash("api nightly")) || entries[0].Serial != "" {
+			t.Errorf("%+v, %v", entries, err)
+		}
+		// A key alone covers no certificate of another key.
+		p.join("stock", "b", noon)
+		if _, err := c.SawKey(ctx, KeyUse{Certificate: p.certs["b"]}, noon); err != nil {
+			t.Error(err)
+		}
+		renew(t, p, "stock", "b", "c", noon.Add(time.Hour), true)
 		verify(t, c)
 	})
 }

@@ -59,7 +59,11 @@ func revokedAfterBackup(t *testing.T, s configs.Core) (r *running, g, other *gat
 	other.announce(true, "acme.v1.Orders")
 	p = r.addProxy("dmz1")
 	eventually(t, "a first call", func() error { return second(p.call("/acme.v1.Orders/Get")) })
+	for _, name := range []string{"leaked", "ci"} {
+		must(r.admin.CreateAPIKey(context.Background(), &control.CreateAPIKeyRequest{Name: name}))
+	}
 	file = r.backup()
+	must(r.admin.RevokeAPIKey(context.Background(), &control.RevokeAPIKeyRequest{Name: "leaked"}))
 	out, err := r.admin.RemoveComponent(context.Background(), &control.RemoveComponentRequest{Role: "gateway", Name: "thief"})
 	if err != nil || out.GetRevocation().GetEnforced() != 2 {
 		t.Fatal(out, err)
@@ -76,6 +80,11 @@ func stillRevoked(t *testing.T, r *running, g *gateway) {
 	if m := r.component("gateway", "thief"); m != nil {
 		t.Errorf("it is there: %v", m)
 	}
+	for _, k := range must(r.admin.ListAPIKeys(context.Background(), &control.ListAPIKeysRequest{})).GetKeys() {
+		if revoked := k.GetRevokedUnix() != 0; revoked != (k.GetName() == "leaked") {
+			t.Errorf("API key %v", k)
+		}
+	}
 }
 
 func TestRestoreOnTheSameHost(t *testing.T) {
@@ -89,6 +98,10 @@ func TestRestoreOnTheSameHost(t *testing.T) {
 	out, err := restoreTo(t, s, file, nil)
 	if err != nil || len(out.Awaits) > 0 || !out.KeptCA || out.Epoch <= before {
 		t.Fatalf("%+v %v", out, err)
+	}
+	// Nor is the list beside it needed.
+	if err := os.Remove(revocationsPath(s.DataDir)); err != nil {
+		t.Fatal(err)
 	}
 	r = start(t, s)
 	stillRevoked(t, r, g)

@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/grpc/codes"
+
 	"sallyport/acme/pki"
 	"sallyport/roles/control"
 	"sallyport/roles/link"
@@ -206,7 +208,19 @@ func (c *core) learn(ctx context.Context, actor store.Actor, list *pki.Revocatio
 		return nil
 	}
 	c.log.Warn("core has learnt of revocations that it did not know", "from", string(actor), "count", n)
-	return c.cutRevoked(ctx)
+	if err := c.cutRevoked(ctx); err != nil {
+		return err
+	}
+	keys, err := c.db.APIKeys(ctx)
+	if err != nil {
+		return err
+	}
+	ended := map[string]bool{}
+	for _, k := range keys { // oldest first: the last of a name says whether it has a key
+		ended["apikey:"+k.Name] = !k.Revoked.IsZero()
+	}
+	c.router.cut(func(p *passage) bool { return ended[p.record.Caller] }, codes.Unauthenticated, "core: the API key was revoked")
+	return nil
 }
 
 // settle notes that a component was heard after a restoration, and begins to

@@ -46,9 +46,8 @@ type Restored struct {
 	KeptCA      bool     // the CA that was here has gone on since the backup, and stays
 	Awaits      []string // core issues and relays nothing before it has heard these: gateway/orders
 
-	// APIKeys, on a fresh host, are those that are good again: one that was
-	// revoked after the backup has to be revoked once more, because components
-	// know of certificates and identities only.
+	// APIKeys, where loss was accepted, are those that are good now: one that
+	// was revoked after the backup may be among them.
 	APIKeys []string
 }
 
@@ -301,17 +300,17 @@ func (p *restoration) prepareRevocations(ctx context.Context, r Restoration, sta
 		return fmt.Errorf("the backup's database: %w", err)
 	}
 	defer db.Close()
-	keys, err := db.APIKeys(ctx)
-	if err != nil {
-		return err
-	}
-	for _, k := range keys {
-		if k.Revoked.IsZero() {
-			p.liveKeys = append(p.liveKeys, k.Name)
-		}
-	}
-	if beside != nil || r.AcceptLoss {
+	if beside != nil {
 		return nil
+	}
+	if r.AcceptLoss {
+		keys, err := db.APIKeys(ctx)
+		for _, k := range keys {
+			if k.Revoked.IsZero() {
+				p.liveKeys = append(p.liveKeys, k.Name)
+			}
+		}
+		return err
 	}
 	components, err := db.Components(ctx, "")
 	for _, c := range components {

@@ -154,18 +154,21 @@ func signRevocations(ca *pki.Authority, epoch uint64, entries []store.Revocation
 }
 
 // listedRevocations is how the signed list says what the store says: a
-// certificate is revoked by its number, and then by its key.
+// certificate is revoked by its number, and then by its key, an API key by its
+// hash alone.
 func listedRevocations(domain string, rows []store.RevocationEntry) []pki.RevocationEntry {
 	out := make([]pki.RevocationEntry, 0, len(rows))
 	for _, r := range rows {
 		e := pki.RevocationEntry{At: r.At, Reason: r.Reason}
-		if r.Serial == "" {
+		if r.Role != "" {
 			e.Identity, e.Incarnation = pki.ID{TrustDomain: domain, Role: r.Role, Name: r.Name}, r.Incarnation
 			out = append(out, e)
 			continue
 		}
-		e.Serial = r.Serial
-		out = append(out, e)
+		if r.Serial != "" {
+			e.Serial = r.Serial
+			out = append(out, e)
+		}
 		if len(r.SPKI) == 32 {
 			out = append(out, pki.RevocationEntry{Key: r.SPKI, At: r.At, Reason: r.Reason})
 		}
@@ -173,7 +176,8 @@ func listedRevocations(domain string, rows []store.RevocationEntry) []pki.Revoca
 	return out
 }
 
-// storedRevocations is the reverse.
+// storedRevocations is the reverse. A key that follows a number of which no key
+// is known may be another one's; it is revoked either way.
 func storedRevocations(list *pki.RevocationList) []store.Revocation {
 	var out []store.Revocation
 	for _, e := range list.Entries {
@@ -183,6 +187,8 @@ func storedRevocations(list *pki.RevocationList) []store.Revocation {
 		case len(e.Key) == 32:
 			if n := len(out); n > 0 && out[n-1].Serial != "" && out[n-1].SPKI == nil {
 				out[n-1].SPKI = e.Key
+			} else {
+				out = append(out, store.Revocation{SPKI: e.Key, Reason: e.Reason, At: e.At})
 			}
 		case e.Incarnation > 0:
 			out = append(out, store.Revocation{Role: e.Identity.Role, Name: e.Identity.Name, Incarnation: e.Incarnation, Reason: e.Reason, At: e.At})
