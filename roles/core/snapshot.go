@@ -291,8 +291,10 @@ func (p *publisher) readPolicy(ctx context.Context) (*policy.Policy, error) {
 func revocationsProto(domain string, rows []store.Revocation) []*control.Revocation {
 	out := make([]*control.Revocation, 0, len(rows))
 	for _, r := range rows {
-		if r.Serial != "" {
-			out = append(out, &control.Revocation{Serial: r.Serial})
+		if r.Role == "" {
+			if r.Serial != "" {
+				out = append(out, &control.Revocation{Serial: r.Serial})
+			}
 			if len(r.SPKI) == 32 {
 				out = append(out, &control.Revocation{Key: r.SPKI})
 			}
