@@ -11,6 +11,7 @@ import (
 	"golang.org/x/term"
 
 	"sallyport/configs"
+	"sallyport/firewall"
 )
 
 // configNoun is the settings this machine would run with.
@@ -39,7 +40,8 @@ func (v *settingsFlags) load(c *cli) (*configs.Settings, configs.Provenance, err
 
 // settings loads the settings as a run would.
 func (c *cli) settings(flags configs.Flags) (*configs.Settings, configs.Provenance, error) {
-	s, p, err := configs.Load(flags, configs.Sources{Environ: c.environ, UID: os.Getuid(), ReadSecret: c.readSecret})
+	s, p, err := configs.Load(flags, configs.Sources{Environ: c.environ, UID: os.Getuid(), ReadSecret: c.readSecret,
+		CheckPeers: func(list []string) error { _, err := firewall.ParsePeers(list); return err }})
 	if err != nil {
 		return nil, p, settingsProblem(err)
 	}

@@ -27,6 +27,9 @@ type Flags struct {
 	GRPCCert *string `name:"grpc-cert" group:"core and proxy" help:"Certificate chain of the gRPC port, PEM, leaf first. Components prove their own identities all the same." placeholder:"FILE" roles:"core,proxy" kind:"file" defguard:"core=DEFGUARD_GRPC_CERT,proxy=DEFGUARD_PROXY_GRPC_CERT"`
 	GRPCKey  *string `name:"grpc-key" group:"core and proxy" help:"Key of --grpc-cert, PEM." placeholder:"FILE" roles:"core,proxy" kind:"file" defguard:"core=DEFGUARD_GRPC_KEY,proxy=DEFGUARD_PROXY_GRPC_KEY"`
 
+	PeerCheck    *string `name:"peer-check" group:"core and proxy" help:"on: the gRPC port is closed to every address that is no peer's, and an identity counts from its own addresses only. off: leave it to mutual TLS (default on)." placeholder:"on|off" roles:"core,proxy" kind:"on|off" fallback:"on"`
+	FirewallFile *string `name:"firewall-file" group:"core and proxy" help:"Where the peers' addresses are written for 'sallyport firewall apply --from' (default firewall.json in the data directory)." placeholder:"FILE" roles:"core,proxy" kind:"path"`
+
 	Advertise    *string `name:"advertise" group:"core" help:"Core's address as gateways reach it; port 50055 if none is given." placeholder:"HOST:PORT" roles:"core" kind:"dial"`
 	TrustDomain  *string `name:"trust-domain" group:"core" help:"Name of this installation in every identity; fixed once the CA exists (default sallyport.internal)." placeholder:"NAME" roles:"core" kind:"trust-domain" fallback:"sallyport.internal"`
 	Policy       *string `name:"policy" group:"core" help:"Policy file, applied at start and when it changes." placeholder:"FILE" roles:"core" kind:"file"`
@@ -44,6 +47,7 @@ type Flags struct {
 	AlertWebhook     *string `name:"alert-webhook" group:"core" help:"URL that every alert is posted to as JSON; - asks for it." placeholder:"URL|-" roles:"core" kind:"secret"`
 	AlertWebhookFile *string `name:"alert-webhook-file" group:"core" help:"File that holds the URL of --alert-webhook." placeholder:"FILE" roles:"core" kind:"secret-file"`
 
+	CoreIP        []string `name:"core-ip" group:"proxy" help:"Addresses core comes from, as this host sees them; wins over what core says. Repeatable." placeholder:"IP|CIDR|NAME|any" roles:"proxy" kind:"peers"`
 	PublicAddress *string  `name:"public-address" group:"proxy" help:"Where clients connect (default 127.0.0.1:8443; :443 with --tls-cert; :$PORT where PORT is set)." placeholder:"HOST:PORT" roles:"proxy" kind:"listen"`
 	TLS           *string  `name:"tls" group:"proxy" help:"Certificate of the public port: internal (from the embedded CA) or files (default internal; files with --tls-cert)." placeholder:"MODE" roles:"proxy" kind:"internal|files"`
 	TLSCert       *string  `name:"tls-cert" group:"proxy" help:"Certificate chain of the public port, PEM, leaf first." placeholder:"FILE" roles:"proxy" kind:"file"`

@@ -20,6 +20,10 @@ type Sources struct {
 	// reads a line of standard input. prompt names what is asked for. An
 	// empty answer is no secret.
 	ReadSecret func(prompt string) (string, error)
+
+	// CheckPeers says what is wrong with a list of addresses, networks and
+	// names that may connect. Nil: nothing is.
+	CheckPeers func([]string) error
 }
 
 // Load makes settings of what the command line, the environment and the file
@@ -173,6 +177,7 @@ func (b *loader) core() {
 	b.sealing(c)
 	b.backups(c)
 	c.AlertWebhook = b.webhook()
+	c.NoPeerCheck, c.FirewallFile = b.peers(RoleCore, c.DataDir)
 	c.DrainTimeout, c.MaxLinkAge, c.AccessLog = b.common(RoleCore)
 	b.s.Core = c
 }
@@ -187,6 +192,8 @@ func (b *loader) proxy() {
 	p.TLS, p.TLSCert, p.TLSKey = b.certificate(RoleProxy, "tls", "tls-cert", "tls-key")
 	p.GRPCTLS, p.GRPCCert, p.GRPCKey = b.certificate(RoleProxy, "grpc-tls", "grpc-cert", "grpc-key")
 	p.ClientCAs = b.clientCAs()
+	p.NoPeerCheck, p.FirewallFile = b.peers(RoleProxy, p.DataDir)
+	p.CoreIP = b.coreIP()
 	public := "127.0.0.1:8443"
 	if p.TLSCert != "" && !b.s.Process.All {
 		public = ":443"

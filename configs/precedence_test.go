@@ -62,6 +62,9 @@ func samples(t *testing.T) map[string]sample {
 		"proxy-grpc-ca":    {"core", [3]string{cas[0], "system", cas[1]}, func(s *Settings) string { return s.Core.ProxyGRPCCA }, nil},
 		"grpc-ca":          {"gateway", [3]string{"system", cas[0], cas[1]}, func(s *Settings) string { return s.Gateway.GRPCCA }, nil},
 		"grpc-server-name": {"gateway", [3]string{"a.example", "b.example", "10.1.2.3"}, func(s *Settings) string { return s.Gateway.GRPCServerName }, nil},
+		"peer-check":       {"proxy", [3]string{"off", "on", "off"}, func(s *Settings) string { return map[bool]string{true: "off", false: "on"}[s.Proxy.NoPeerCheck] }, nil},
+		"firewall-file":    {"core", [3]string{"/a", "/b", "/c"}, func(s *Settings) string { return s.Core.FirewallFile }, nil},
+		"core-ip":          {"proxy", [3]string{"10.0.0.1", "core.example", "any"}, func(s *Settings) string { return strings.Join(s.Proxy.CoreIP, ",") }, nil},
 		"export-cert":      {"gateway", [3]string{"/a", "/b", "/c"}, func(s *Settings) string { return s.Gateway.ExportCert }, nil},
 		"renew-before":     {"gateway", [3]string{"1h0m0s", "2h0m0s", "3h0m0s"}, func(s *Settings) string { return s.Gateway.RenewBefore.String() }, nil},
 		"client-ca": {"proxy", [3]string{"a=" + cas[0], "b=" + cas[1], "c=" + cas[2]}, func(s *Settings) string {

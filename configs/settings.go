@@ -69,6 +69,9 @@ type Core struct {
 	BackupKeep       int           // 14
 	BackupPassphrase Secret        // set when BackupDir is
 
+	NoPeerCheck  bool   // --peer-check off: addresses decide nothing; false
+	FirewallFile string // absolute; who may reach the gRPC port, as data for root; DataDir/firewall.json
+
 	AlertWebhook Secret // URL, https, or http on loopback; empty: none
 }
 
@@ -86,9 +89,13 @@ type Proxy struct {
 	MaxLinkAge    time.Duration // of a link that was replaced and drains; 168h
 	RenewBefore   time.Duration // before the end of the own certificate; 0: at 0.60 to 0.66 of its life
 
-	GRPCTLS   string     // what the gRPC port shows: internal or files; internal
-	GRPCCert  string     // absolute; set when GRPCTLS is files
-	GRPCKey   string     // absolute; set when GRPCTLS is files
+	GRPCTLS      string   // what the gRPC port shows: internal or files; internal
+	GRPCCert     string   // absolute; set when GRPCTLS is files
+	GRPCKey      string   // absolute; set when GRPCTLS is files
+	NoPeerCheck  bool     // --peer-check off: addresses decide nothing; false
+	CoreIP       []string // where core comes from, wins over what core says; empty: that counts
+	FirewallFile string   // absolute; who may reach the gRPC port, as data for root; DataDir/firewall.json
+
 	ClientCAs []ClientCA // whose client certificates are accepted beside the embedded CA's
 }
 

@@ -109,7 +109,7 @@ func (s setting) environValue(environ map[string]string) ([]string, bool) {
 	if !s.list {
 		return []string{text}, true
 	}
-	if s.kind == "methods" {
+	if s.kind == "methods" || s.kind == "peers" {
 		text = strings.ReplaceAll(text, ",", " ")
 	}
 	return strings.Fields(text), true

@@ -272,6 +272,7 @@ type Component struct {
 	AcknowledgedRevocations uint64                     `protobuf:"varint,23,opt,name=acknowledged_revocations,json=acknowledgedRevocations,proto3" json:"acknowledged_revocations,omitempty"`
 	Revocation              *RevokeCertificateResponse `protobuf:"bytes,24,opt,name=revocation,proto3" json:"revocation,omitempty"`          // answer of a removal: how far it has come
 	GrpcTls                 string                     `protobuf:"bytes,25,opt,name=grpc_tls,json=grpcTls,proto3" json:"grpc_tls,omitempty"` // proxies: how its gRPC port shows itself, "internal" or "files"
+	Notes                   []string                   `protobuf:"bytes,26,rep,name=notes,proto3" json:"notes,omitempty"`                    // what its operator should know of its peers, with the command that helps
 	unknownFields           protoimpl.UnknownFields
 	sizeCache               protoimpl.SizeCache
 }
@@ -479,6 +480,13 @@ func (x *Component) GetGrpcTls() string {
 		return x.GrpcTls
 	}
 	return ""
+}
+
+func (x *Component) GetNotes() []string {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
 }
 
 type UpstreamRow struct {
@@ -746,6 +754,7 @@ type SetComponentRequest struct {
 	CertificateNames      []string               `protobuf:"bytes,8,rep,name=certificate_names,json=certificateNames,proto3" json:"certificate_names,omitempty"`
 	ClearCertificateNames bool                   `protobuf:"varint,9,opt,name=clear_certificate_names,json=clearCertificateNames,proto3" json:"clear_certificate_names,omitempty"`
 	GrpcTls               string                 `protobuf:"bytes,10,opt,name=grpc_tls,json=grpcTls,proto3" json:"grpc_tls,omitempty"`
+	Force                 bool                   `protobuf:"varint,11,opt,name=force,proto3" json:"force,omitempty"` // proxies: take peers without the address that core comes from now
 	unknownFields         protoimpl.UnknownFields
 	sizeCache             protoimpl.SizeCache
 }
@@ -848,6 +857,13 @@ func (x *SetComponentRequest) GetGrpcTls() string {
 		return x.GrpcTls
 	}
 	return ""
+}
+
+func (x *SetComponentRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
 }
 
 type ListComponentsRequest struct {
@@ -3224,7 +3240,7 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\x0fcalls_in_flight\x18\n" +
 	" \x01(\rR\rcallsInFlight\x12\x1a\n" +
 	"\bwarnings\x18\v \x03(\tR\bwarnings\x12H\n" +
-	"\fcertificates\x18\f \x03(\v2$.sallyport.control.v1.CertificateRowR\fcertificates\"\xda\a\n" +
+	"\fcertificates\x18\f \x03(\v2$.sallyport.control.v1.CertificateRowR\fcertificates\"\xf0\a\n" +
 	"\tComponent\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
@@ -3257,7 +3273,8 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\n" +
 	"revocation\x18\x18 \x01(\v2/.sallyport.control.v1.RevokeCertificateResponseR\n" +
 	"revocation\x12\x19\n" +
-	"\bgrpc_tls\x18\x19 \x01(\tR\agrpcTls\"a\n" +
+	"\bgrpc_tls\x18\x19 \x01(\tR\agrpcTls\x12\x14\n" +
+	"\x05notes\x18\x1a \x03(\tR\x05notes\"a\n" +
 	"\vUpstreamRow\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x0e\n" +
@@ -3281,7 +3298,7 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\tcomponent\x18\x01 \x01(\v2\x1f.sallyport.control.v1.ComponentR\tcomponent\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\tR\x05token\x12!\n" +
 	"\fexpires_unix\x18\x03 \x01(\x03R\vexpiresUnix\x12\x18\n" +
-	"\acommand\x18\x04 \x01(\tR\acommand\"\xc5\x02\n" +
+	"\acommand\x18\x04 \x01(\tR\acommand\"\xdb\x02\n" +
 	"\x13SetComponentRequest\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -3295,7 +3312,8 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\x11certificate_names\x18\b \x03(\tR\x10certificateNames\x126\n" +
 	"\x17clear_certificate_names\x18\t \x01(\bR\x15clearCertificateNames\x12\x19\n" +
 	"\bgrpc_tls\x18\n" +
-	" \x01(\tR\agrpcTls\"+\n" +
+	" \x01(\tR\agrpcTls\x12\x14\n" +
+	"\x05force\x18\v \x01(\bR\x05force\"+\n" +
 	"\x15ListComponentsRequest\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\"Y\n" +
 	"\x16ListComponentsResponse\x12?\n" +

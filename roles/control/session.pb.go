@@ -70,7 +70,7 @@ func (x CertificateRequest_Purpose) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CertificateRequest_Purpose.Descriptor instead.
 func (CertificateRequest_Purpose) EnumDescriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{21, 0}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{22, 0}
 }
 
 // Frame is one message of a control session. A component sends hello first and
@@ -421,6 +421,7 @@ type Hello struct {
 	StartedUnix     int64                  `protobuf:"varint,4,opt,name=started_unix,json=startedUnix,proto3" json:"started_unix,omitempty"`
 	RevocationsHeld *RevocationListHead    `protobuf:"bytes,5,opt,name=revocations_held,json=revocationsHeld,proto3" json:"revocations_held,omitempty"`
 	Certificates    []*Certificate         `protobuf:"bytes,6,rep,name=certificates,proto3" json:"certificates,omitempty"` // every certificate file in use beside the identity
+	Port            *PortReport            `protobuf:"bytes,7,opt,name=port,proto3" json:"port,omitempty"`                 // proxies: the gRPC port that core came to
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -497,6 +498,74 @@ func (x *Hello) GetCertificates() []*Certificate {
 	return nil
 }
 
+func (x *Hello) GetPort() *PortReport {
+	if x != nil {
+		return x.Port
+	}
+	return nil
+}
+
+// PortReport is what a proxy says of its gRPC port and of core's way to it.
+type PortReport struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	ObservedAddress string                 `protobuf:"bytes,1,opt,name=observed_address,json=observedAddress,proto3" json:"observed_address,omitempty"` // where this very connection comes from, as the proxy sees it
+	CoreIps         []string               `protobuf:"bytes,2,rep,name=core_ips,json=coreIps,proto3" json:"core_ips,omitempty"`                         // --core-ip on the proxy's own host, which wins over what core says; empty: not set
+	Unchecked       bool                   `protobuf:"varint,3,opt,name=unchecked,proto3" json:"unchecked,omitempty"`                                   // --peer-check off
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *PortReport) Reset() {
+	*x = PortReport{}
+	mi := &file_roles_control_session_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortReport) ProtoMessage() {}
+
+func (x *PortReport) ProtoReflect() protoreflect.Message {
+	mi := &file_roles_control_session_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortReport.ProtoReflect.Descriptor instead.
+func (*PortReport) Descriptor() ([]byte, []int) {
+	return file_roles_control_session_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *PortReport) GetObservedAddress() string {
+	if x != nil {
+		return x.ObservedAddress
+	}
+	return ""
+}
+
+func (x *PortReport) GetCoreIps() []string {
+	if x != nil {
+		return x.CoreIps
+	}
+	return nil
+}
+
+func (x *PortReport) GetUnchecked() bool {
+	if x != nil {
+		return x.Unchecked
+	}
+	return false
+}
+
 type Welcome struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	Version            string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
@@ -508,7 +577,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_roles_control_session_proto_msgTypes[3]
+	mi := &file_roles_control_session_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -520,7 +589,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[3]
+	mi := &file_roles_control_session_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -533,7 +602,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{3}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Welcome) GetVersion() string {
@@ -567,7 +636,7 @@ type Renewed struct {
 
 func (x *Renewed) Reset() {
 	*x = Renewed{}
-	mi := &file_roles_control_session_proto_msgTypes[4]
+	mi := &file_roles_control_session_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -579,7 +648,7 @@ func (x *Renewed) String() string {
 func (*Renewed) ProtoMessage() {}
 
 func (x *Renewed) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[4]
+	mi := &file_roles_control_session_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -592,7 +661,7 @@ func (x *Renewed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Renewed.ProtoReflect.Descriptor instead.
 func (*Renewed) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{4}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{5}
 }
 
 // Heartbeat is sent every 5 seconds and is the only truth about "connected".
@@ -610,7 +679,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_roles_control_session_proto_msgTypes[5]
+	mi := &file_roles_control_session_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -622,7 +691,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[5]
+	mi := &file_roles_control_session_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -635,7 +704,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{5}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Heartbeat) GetSequence() uint64 {
@@ -690,7 +759,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_roles_control_session_proto_msgTypes[6]
+	mi := &file_roles_control_session_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -702,7 +771,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[6]
+	mi := &file_roles_control_session_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -715,7 +784,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{6}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *HeartbeatReply) GetSequence() uint64 {
@@ -744,7 +813,7 @@ type Generation struct {
 
 func (x *Generation) Reset() {
 	*x = Generation{}
-	mi := &file_roles_control_session_proto_msgTypes[7]
+	mi := &file_roles_control_session_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -756,7 +825,7 @@ func (x *Generation) String() string {
 func (*Generation) ProtoMessage() {}
 
 func (x *Generation) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[7]
+	mi := &file_roles_control_session_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -769,7 +838,7 @@ func (x *Generation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Generation.ProtoReflect.Descriptor instead.
 func (*Generation) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{7}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Generation) GetEpoch() uint64 {
@@ -801,7 +870,7 @@ type TrustBundle struct {
 
 func (x *TrustBundle) Reset() {
 	*x = TrustBundle{}
-	mi := &file_roles_control_session_proto_msgTypes[8]
+	mi := &file_roles_control_session_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -813,7 +882,7 @@ func (x *TrustBundle) String() string {
 func (*TrustBundle) ProtoMessage() {}
 
 func (x *TrustBundle) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[8]
+	mi := &file_roles_control_session_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -826,7 +895,7 @@ func (x *TrustBundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustBundle.ProtoReflect.Descriptor instead.
 func (*TrustBundle) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{8}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *TrustBundle) GetTrustDomain() string {
@@ -879,7 +948,7 @@ type Revocation struct {
 
 func (x *Revocation) Reset() {
 	*x = Revocation{}
-	mi := &file_roles_control_session_proto_msgTypes[9]
+	mi := &file_roles_control_session_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -891,7 +960,7 @@ func (x *Revocation) String() string {
 func (*Revocation) ProtoMessage() {}
 
 func (x *Revocation) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[9]
+	mi := &file_roles_control_session_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -904,7 +973,7 @@ func (x *Revocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
 func (*Revocation) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{9}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Revocation) GetIdentity() string {
@@ -959,7 +1028,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_roles_control_session_proto_msgTypes[10]
+	mi := &file_roles_control_session_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -971,7 +1040,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[10]
+	mi := &file_roles_control_session_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -984,7 +1053,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{10}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Snapshot) GetGeneration() *Generation {
@@ -1108,7 +1177,7 @@ type SnapshotAck struct {
 
 func (x *SnapshotAck) Reset() {
 	*x = SnapshotAck{}
-	mi := &file_roles_control_session_proto_msgTypes[11]
+	mi := &file_roles_control_session_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1120,7 +1189,7 @@ func (x *SnapshotAck) String() string {
 func (*SnapshotAck) ProtoMessage() {}
 
 func (x *SnapshotAck) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[11]
+	mi := &file_roles_control_session_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1133,7 +1202,7 @@ func (x *SnapshotAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotAck.ProtoReflect.Descriptor instead.
 func (*SnapshotAck) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{11}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SnapshotAck) GetGeneration() *Generation {
@@ -1163,7 +1232,7 @@ type ProxyPart struct {
 
 func (x *ProxyPart) Reset() {
 	*x = ProxyPart{}
-	mi := &file_roles_control_session_proto_msgTypes[12]
+	mi := &file_roles_control_session_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1175,7 +1244,7 @@ func (x *ProxyPart) String() string {
 func (*ProxyPart) ProtoMessage() {}
 
 func (x *ProxyPart) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[12]
+	mi := &file_roles_control_session_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1188,7 +1257,7 @@ func (x *ProxyPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyPart.ProtoReflect.Descriptor instead.
 func (*ProxyPart) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{12}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ProxyPart) GetPolicy() []byte {
@@ -1230,7 +1299,7 @@ type APIKey struct {
 
 func (x *APIKey) Reset() {
 	*x = APIKey{}
-	mi := &file_roles_control_session_proto_msgTypes[13]
+	mi := &file_roles_control_session_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1242,7 +1311,7 @@ func (x *APIKey) String() string {
 func (*APIKey) ProtoMessage() {}
 
 func (x *APIKey) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[13]
+	mi := &file_roles_control_session_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1255,7 +1324,7 @@ func (x *APIKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use APIKey.ProtoReflect.Descriptor instead.
 func (*APIKey) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{13}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *APIKey) GetName() string {
@@ -1290,7 +1359,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_roles_control_session_proto_msgTypes[14]
+	mi := &file_roles_control_session_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1302,7 +1371,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[14]
+	mi := &file_roles_control_session_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1315,7 +1384,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{14}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Service) GetName() string {
@@ -1344,7 +1413,7 @@ type GatewayPart struct {
 
 func (x *GatewayPart) Reset() {
 	*x = GatewayPart{}
-	mi := &file_roles_control_session_proto_msgTypes[15]
+	mi := &file_roles_control_session_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1356,7 +1425,7 @@ func (x *GatewayPart) String() string {
 func (*GatewayPart) ProtoMessage() {}
 
 func (x *GatewayPart) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[15]
+	mi := &file_roles_control_session_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1369,7 +1438,7 @@ func (x *GatewayPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GatewayPart.ProtoReflect.Descriptor instead.
 func (*GatewayPart) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{15}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GatewayPart) GetServe() []string {
@@ -1405,7 +1474,7 @@ type ServiceVerdict struct {
 
 func (x *ServiceVerdict) Reset() {
 	*x = ServiceVerdict{}
-	mi := &file_roles_control_session_proto_msgTypes[16]
+	mi := &file_roles_control_session_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1417,7 +1486,7 @@ func (x *ServiceVerdict) String() string {
 func (*ServiceVerdict) ProtoMessage() {}
 
 func (x *ServiceVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[16]
+	mi := &file_roles_control_session_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1430,7 +1499,7 @@ func (x *ServiceVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceVerdict.ProtoReflect.Descriptor instead.
 func (*ServiceVerdict) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{16}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ServiceVerdict) GetService() string {
@@ -1469,7 +1538,7 @@ type MethodRule struct {
 
 func (x *MethodRule) Reset() {
 	*x = MethodRule{}
-	mi := &file_roles_control_session_proto_msgTypes[17]
+	mi := &file_roles_control_session_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1481,7 +1550,7 @@ func (x *MethodRule) String() string {
 func (*MethodRule) ProtoMessage() {}
 
 func (x *MethodRule) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[17]
+	mi := &file_roles_control_session_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1494,7 +1563,7 @@ func (x *MethodRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MethodRule.ProtoReflect.Descriptor instead.
 func (*MethodRule) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{17}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *MethodRule) GetMatch() string {
@@ -1544,7 +1613,7 @@ type Announcement struct {
 
 func (x *Announcement) Reset() {
 	*x = Announcement{}
-	mi := &file_roles_control_session_proto_msgTypes[18]
+	mi := &file_roles_control_session_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1556,7 +1625,7 @@ func (x *Announcement) String() string {
 func (*Announcement) ProtoMessage() {}
 
 func (x *Announcement) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[18]
+	mi := &file_roles_control_session_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1569,7 +1638,7 @@ func (x *Announcement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Announcement.ProtoReflect.Descriptor instead.
 func (*Announcement) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{18}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Announcement) GetServices() []*AnnouncedService {
@@ -1605,7 +1674,7 @@ type AnnouncedService struct {
 
 func (x *AnnouncedService) Reset() {
 	*x = AnnouncedService{}
-	mi := &file_roles_control_session_proto_msgTypes[19]
+	mi := &file_roles_control_session_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1617,7 +1686,7 @@ func (x *AnnouncedService) String() string {
 func (*AnnouncedService) ProtoMessage() {}
 
 func (x *AnnouncedService) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[19]
+	mi := &file_roles_control_session_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1630,7 +1699,7 @@ func (x *AnnouncedService) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnnouncedService.ProtoReflect.Descriptor instead.
 func (*AnnouncedService) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{19}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AnnouncedService) GetName() string {
@@ -1673,7 +1742,7 @@ type UpstreamState struct {
 
 func (x *UpstreamState) Reset() {
 	*x = UpstreamState{}
-	mi := &file_roles_control_session_proto_msgTypes[20]
+	mi := &file_roles_control_session_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1685,7 +1754,7 @@ func (x *UpstreamState) String() string {
 func (*UpstreamState) ProtoMessage() {}
 
 func (x *UpstreamState) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[20]
+	mi := &file_roles_control_session_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1698,7 +1767,7 @@ func (x *UpstreamState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpstreamState.ProtoReflect.Descriptor instead.
 func (*UpstreamState) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{20}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *UpstreamState) GetName() string {
@@ -1742,7 +1811,7 @@ type CertificateRequest struct {
 
 func (x *CertificateRequest) Reset() {
 	*x = CertificateRequest{}
-	mi := &file_roles_control_session_proto_msgTypes[21]
+	mi := &file_roles_control_session_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1754,7 +1823,7 @@ func (x *CertificateRequest) String() string {
 func (*CertificateRequest) ProtoMessage() {}
 
 func (x *CertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[21]
+	mi := &file_roles_control_session_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1767,7 +1836,7 @@ func (x *CertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateRequest.ProtoReflect.Descriptor instead.
 func (*CertificateRequest) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{21}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CertificateRequest) GetId() uint64 {
@@ -1802,7 +1871,7 @@ type CertificateResponse struct {
 
 func (x *CertificateResponse) Reset() {
 	*x = CertificateResponse{}
-	mi := &file_roles_control_session_proto_msgTypes[22]
+	mi := &file_roles_control_session_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1814,7 +1883,7 @@ func (x *CertificateResponse) String() string {
 func (*CertificateResponse) ProtoMessage() {}
 
 func (x *CertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[22]
+	mi := &file_roles_control_session_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1827,7 +1896,7 @@ func (x *CertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateResponse.ProtoReflect.Descriptor instead.
 func (*CertificateResponse) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{22}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CertificateResponse) GetId() uint64 {
@@ -1862,7 +1931,7 @@ type DenialReport struct {
 
 func (x *DenialReport) Reset() {
 	*x = DenialReport{}
-	mi := &file_roles_control_session_proto_msgTypes[23]
+	mi := &file_roles_control_session_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1874,7 +1943,7 @@ func (x *DenialReport) String() string {
 func (*DenialReport) ProtoMessage() {}
 
 func (x *DenialReport) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[23]
+	mi := &file_roles_control_session_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1887,7 +1956,7 @@ func (x *DenialReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DenialReport.ProtoReflect.Descriptor instead.
 func (*DenialReport) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{23}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DenialReport) GetDenials() []*Denial {
@@ -1918,7 +1987,7 @@ type Denial struct {
 
 func (x *Denial) Reset() {
 	*x = Denial{}
-	mi := &file_roles_control_session_proto_msgTypes[24]
+	mi := &file_roles_control_session_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1930,7 +1999,7 @@ func (x *Denial) String() string {
 func (*Denial) ProtoMessage() {}
 
 func (x *Denial) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[24]
+	mi := &file_roles_control_session_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1943,7 +2012,7 @@ func (x *Denial) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Denial.ProtoReflect.Descriptor instead.
 func (*Denial) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{24}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Denial) GetCaller() string {
@@ -2002,7 +2071,7 @@ type RevocationList struct {
 
 func (x *RevocationList) Reset() {
 	*x = RevocationList{}
-	mi := &file_roles_control_session_proto_msgTypes[25]
+	mi := &file_roles_control_session_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2014,7 +2083,7 @@ func (x *RevocationList) String() string {
 func (*RevocationList) ProtoMessage() {}
 
 func (x *RevocationList) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[25]
+	mi := &file_roles_control_session_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2027,7 +2096,7 @@ func (x *RevocationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationList.ProtoReflect.Descriptor instead.
 func (*RevocationList) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{25}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RevocationList) GetPayload() []byte {
@@ -2062,7 +2131,7 @@ type RevocationListHead struct {
 
 func (x *RevocationListHead) Reset() {
 	*x = RevocationListHead{}
-	mi := &file_roles_control_session_proto_msgTypes[26]
+	mi := &file_roles_control_session_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2074,7 +2143,7 @@ func (x *RevocationListHead) String() string {
 func (*RevocationListHead) ProtoMessage() {}
 
 func (x *RevocationListHead) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[26]
+	mi := &file_roles_control_session_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2087,7 +2156,7 @@ func (x *RevocationListHead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationListHead.ProtoReflect.Descriptor instead.
 func (*RevocationListHead) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{26}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RevocationListHead) GetSequence() uint64 {
@@ -2115,7 +2184,7 @@ type OutsideCertificate struct {
 
 func (x *OutsideCertificate) Reset() {
 	*x = OutsideCertificate{}
-	mi := &file_roles_control_session_proto_msgTypes[27]
+	mi := &file_roles_control_session_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2127,7 +2196,7 @@ func (x *OutsideCertificate) String() string {
 func (*OutsideCertificate) ProtoMessage() {}
 
 func (x *OutsideCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[27]
+	mi := &file_roles_control_session_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2140,7 +2209,7 @@ func (x *OutsideCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutsideCertificate.ProtoReflect.Descriptor instead.
 func (*OutsideCertificate) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{27}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *OutsideCertificate) GetMode() string {
@@ -2172,7 +2241,7 @@ type Certificate struct {
 
 func (x *Certificate) Reset() {
 	*x = Certificate{}
-	mi := &file_roles_control_session_proto_msgTypes[28]
+	mi := &file_roles_control_session_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2184,7 +2253,7 @@ func (x *Certificate) String() string {
 func (*Certificate) ProtoMessage() {}
 
 func (x *Certificate) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[28]
+	mi := &file_roles_control_session_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2197,7 +2266,7 @@ func (x *Certificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
 func (*Certificate) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{28}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Certificate) GetWhat() string {
@@ -2254,7 +2323,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_roles_control_session_proto_msgTypes[29]
+	mi := &file_roles_control_session_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2266,7 +2335,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[29]
+	mi := &file_roles_control_session_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2279,7 +2348,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{29}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Alert) GetCode() string {
@@ -2327,14 +2396,20 @@ const file_roles_control_session_proto_rawDesc = "" +
 	"\aRefusal\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x14\n" +
 	"\x05cause\x18\x02 \x01(\tR\x05cause\x12\x16\n" +
-	"\x06remedy\x18\x03 \x01(\tR\x06remedy\"\xb2\x02\n" +
+	"\x06remedy\x18\x03 \x01(\tR\x06remedy\"\xe8\x02\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\fR\binstance\x124\n" +
 	"\x04held\x18\x03 \x01(\v2 .sallyport.control.v1.GenerationR\x04held\x12!\n" +
 	"\fstarted_unix\x18\x04 \x01(\x03R\vstartedUnix\x12S\n" +
 	"\x10revocations_held\x18\x05 \x01(\v2(.sallyport.control.v1.RevocationListHeadR\x0frevocationsHeld\x12E\n" +
-	"\fcertificates\x18\x06 \x03(\v2!.sallyport.control.v1.CertificateR\fcertificates\"r\n" +
+	"\fcertificates\x18\x06 \x03(\v2!.sallyport.control.v1.CertificateR\fcertificates\x124\n" +
+	"\x04port\x18\a \x01(\v2 .sallyport.control.v1.PortReportR\x04port\"p\n" +
+	"\n" +
+	"PortReport\x12)\n" +
+	"\x10observed_address\x18\x01 \x01(\tR\x0fobservedAddress\x12\x19\n" +
+	"\bcore_ips\x18\x02 \x03(\tR\acoreIps\x12\x1c\n" +
+	"\tunchecked\x18\x03 \x01(\bR\tunchecked\"r\n" +
 	"\aWelcome\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1b\n" +
 	"\tunix_nano\x18\x02 \x01(\x03R\bunixNano\x120\n" +
@@ -2493,83 +2568,85 @@ func file_roles_control_session_proto_rawDescGZIP() []byte {
 }
 
 var file_roles_control_session_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_roles_control_session_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_roles_control_session_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_roles_control_session_proto_goTypes = []any{
 	(CertificateRequest_Purpose)(0), // 0: sallyport.control.v1.CertificateRequest.Purpose
 	(*Frame)(nil),                   // 1: sallyport.control.v1.Frame
 	(*Refusal)(nil),                 // 2: sallyport.control.v1.Refusal
 	(*Hello)(nil),                   // 3: sallyport.control.v1.Hello
-	(*Welcome)(nil),                 // 4: sallyport.control.v1.Welcome
-	(*Renewed)(nil),                 // 5: sallyport.control.v1.Renewed
-	(*Heartbeat)(nil),               // 6: sallyport.control.v1.Heartbeat
-	(*HeartbeatReply)(nil),          // 7: sallyport.control.v1.HeartbeatReply
-	(*Generation)(nil),              // 8: sallyport.control.v1.Generation
-	(*TrustBundle)(nil),             // 9: sallyport.control.v1.TrustBundle
-	(*Revocation)(nil),              // 10: sallyport.control.v1.Revocation
-	(*Snapshot)(nil),                // 11: sallyport.control.v1.Snapshot
-	(*SnapshotAck)(nil),             // 12: sallyport.control.v1.SnapshotAck
-	(*ProxyPart)(nil),               // 13: sallyport.control.v1.ProxyPart
-	(*APIKey)(nil),                  // 14: sallyport.control.v1.APIKey
-	(*Service)(nil),                 // 15: sallyport.control.v1.Service
-	(*GatewayPart)(nil),             // 16: sallyport.control.v1.GatewayPart
-	(*ServiceVerdict)(nil),          // 17: sallyport.control.v1.ServiceVerdict
-	(*MethodRule)(nil),              // 18: sallyport.control.v1.MethodRule
-	(*Announcement)(nil),            // 19: sallyport.control.v1.Announcement
-	(*AnnouncedService)(nil),        // 20: sallyport.control.v1.AnnouncedService
-	(*UpstreamState)(nil),           // 21: sallyport.control.v1.UpstreamState
-	(*CertificateRequest)(nil),      // 22: sallyport.control.v1.CertificateRequest
-	(*CertificateResponse)(nil),     // 23: sallyport.control.v1.CertificateResponse
-	(*DenialReport)(nil),            // 24: sallyport.control.v1.DenialReport
-	(*Denial)(nil),                  // 25: sallyport.control.v1.Denial
-	(*RevocationList)(nil),          // 26: sallyport.control.v1.RevocationList
-	(*RevocationListHead)(nil),      // 27: sallyport.control.v1.RevocationListHead
-	(*OutsideCertificate)(nil),      // 28: sallyport.control.v1.OutsideCertificate
-	(*Certificate)(nil),             // 29: sallyport.control.v1.Certificate
-	(*Alert)(nil),                   // 30: sallyport.control.v1.Alert
+	(*PortReport)(nil),              // 4: sallyport.control.v1.PortReport
+	(*Welcome)(nil),                 // 5: sallyport.control.v1.Welcome
+	(*Renewed)(nil),                 // 6: sallyport.control.v1.Renewed
+	(*Heartbeat)(nil),               // 7: sallyport.control.v1.Heartbeat
+	(*HeartbeatReply)(nil),          // 8: sallyport.control.v1.HeartbeatReply
+	(*Generation)(nil),              // 9: sallyport.control.v1.Generation
+	(*TrustBundle)(nil),             // 10: sallyport.control.v1.TrustBundle
+	(*Revocation)(nil),              // 11: sallyport.control.v1.Revocation
+	(*Snapshot)(nil),                // 12: sallyport.control.v1.Snapshot
+	(*SnapshotAck)(nil),             // 13: sallyport.control.v1.SnapshotAck
+	(*ProxyPart)(nil),               // 14: sallyport.control.v1.ProxyPart
+	(*APIKey)(nil),                  // 15: sallyport.control.v1.APIKey
+	(*Service)(nil),                 // 16: sallyport.control.v1.Service
+	(*GatewayPart)(nil),             // 17: sallyport.control.v1.GatewayPart
+	(*ServiceVerdict)(nil),          // 18: sallyport.control.v1.ServiceVerdict
+	(*MethodRule)(nil),              // 19: sallyport.control.v1.MethodRule
+	(*Announcement)(nil),            // 20: sallyport.control.v1.Announcement
+	(*AnnouncedService)(nil),        // 21: sallyport.control.v1.AnnouncedService
+	(*UpstreamState)(nil),           // 22: sallyport.control.v1.UpstreamState
+	(*CertificateRequest)(nil),      // 23: sallyport.control.v1.CertificateRequest
+	(*CertificateResponse)(nil),     // 24: sallyport.control.v1.CertificateResponse
+	(*DenialReport)(nil),            // 25: sallyport.control.v1.DenialReport
+	(*Denial)(nil),                  // 26: sallyport.control.v1.Denial
+	(*RevocationList)(nil),          // 27: sallyport.control.v1.RevocationList
+	(*RevocationListHead)(nil),      // 28: sallyport.control.v1.RevocationListHead
+	(*OutsideCertificate)(nil),      // 29: sallyport.control.v1.OutsideCertificate
+	(*Certificate)(nil),             // 30: sallyport.control.v1.Certificate
+	(*Alert)(nil),                   // 31: sallyport.control.v1.Alert
 }
 var file_roles_control_session_proto_depIdxs = []int32{
 	3,  // 0: sallyport.control.v1.Frame.hello:type_name -> sallyport.control.v1.Hello
-	6,  // 1: sallyport.control.v1.Frame.heartbeat:type_name -> sallyport.control.v1.Heartbeat
-	12, // 2: sallyport.control.v1.Frame.ack:type_name -> sallyport.control.v1.SnapshotAck
-	19, // 3: sallyport.control.v1.Frame.announcement:type_name -> sallyport.control.v1.Announcement
-	22, // 4: sallyport.control.v1.Frame.certificate_request:type_name -> sallyport.control.v1.CertificateRequest
-	24, // 5: sallyport.control.v1.Frame.denials:type_name -> sallyport.control.v1.DenialReport
-	26, // 6: sallyport.control.v1.Frame.revocation_list:type_name -> sallyport.control.v1.RevocationList
-	30, // 7: sallyport.control.v1.Frame.alert:type_name -> sallyport.control.v1.Alert
-	5,  // 8: sallyport.control.v1.Frame.renewed:type_name -> sallyport.control.v1.Renewed
-	4,  // 9: sallyport.control.v1.Frame.welcome:type_name -> sallyport.control.v1.Welcome
-	7,  // 10: sallyport.control.v1.Frame.heartbeat_reply:type_name -> sallyport.control.v1.HeartbeatReply
-	11, // 11: sallyport.control.v1.Frame.snapshot:type_name -> sallyport.control.v1.Snapshot
-	23, // 12: sallyport.control.v1.Frame.certificate_response:type_name -> sallyport.control.v1.CertificateResponse
+	7,  // 1: sallyport.control.v1.Frame.heartbeat:type_name -> sallyport.control.v1.Heartbeat
+	13, // 2: sallyport.control.v1.Frame.ack:type_name -> sallyport.control.v1.SnapshotAck
+	20, // 3: sallyport.control.v1.Frame.announcement:type_name -> sallyport.control.v1.Announcement
+	23, // 4: sallyport.control.v1.Frame.certificate_request:type_name -> sallyport.control.v1.CertificateRequest
+	25, // 5: sallyport.control.v1.Frame.denials:type_name -> sallyport.control.v1.DenialReport
+	27, // 6: sallyport.control.v1.Frame.revocation_list:type_name -> sallyport.control.v1.RevocationList
+	31, // 7: sallyport.control.v1.Frame.alert:type_name -> sallyport.control.v1.Alert
+	6,  // 8: sallyport.control.v1.Frame.renewed:type_name -> sallyport.control.v1.Renewed
+	5,  // 9: sallyport.control.v1.Frame.welcome:type_name -> sallyport.control.v1.Welcome
+	8,  // 10: sallyport.control.v1.Frame.heartbeat_reply:type_name -> sallyport.control.v1.HeartbeatReply
+	12, // 11: sallyport.control.v1.Frame.snapshot:type_name -> sallyport.control.v1.Snapshot
+	24, // 12: sallyport.control.v1.Frame.certificate_response:type_name -> sallyport.control.v1.CertificateResponse
 	2,  // 13: sallyport.control.v1.Frame.refusal:type_name -> sallyport.control.v1.Refusal
-	8,  // 14: sallyport.control.v1.Hello.held:type_name -> sallyport.control.v1.Generation
-	27, // 15: sallyport.control.v1.Hello.revocations_held:type_name -> sallyport.control.v1.RevocationListHead
-	29, // 16: sallyport.control.v1.Hello.certificates:type_name -> sallyport.control.v1.Certificate
-	29, // 17: sallyport.control.v1.Heartbeat.certificates:type_name -> sallyport.control.v1.Certificate
-	8,  // 18: sallyport.control.v1.Snapshot.generation:type_name -> sallyport.control.v1.Generation
-	9,  // 19: sallyport.control.v1.Snapshot.bundle:type_name -> sallyport.control.v1.TrustBundle
-	10, // 20: sallyport.control.v1.Snapshot.revocations:type_name -> sallyport.control.v1.Revocation
-	26, // 21: sallyport.control.v1.Snapshot.revocation_list:type_name -> sallyport.control.v1.RevocationList
-	28, // 22: sallyport.control.v1.Snapshot.listener:type_name -> sallyport.control.v1.OutsideCertificate
-	13, // 23: sallyport.control.v1.Snapshot.proxy:type_name -> sallyport.control.v1.ProxyPart
-	16, // 24: sallyport.control.v1.Snapshot.gateway:type_name -> sallyport.control.v1.GatewayPart
-	8,  // 25: sallyport.control.v1.SnapshotAck.generation:type_name -> sallyport.control.v1.Generation
-	14, // 26: sallyport.control.v1.ProxyPart.api_keys:type_name -> sallyport.control.v1.APIKey
-	15, // 27: sallyport.control.v1.ProxyPart.services:type_name -> sallyport.control.v1.Service
-	17, // 28: sallyport.control.v1.GatewayPart.services:type_name -> sallyport.control.v1.ServiceVerdict
-	18, // 29: sallyport.control.v1.GatewayPart.methods:type_name -> sallyport.control.v1.MethodRule
-	20, // 30: sallyport.control.v1.Announcement.services:type_name -> sallyport.control.v1.AnnouncedService
-	21, // 31: sallyport.control.v1.Announcement.upstreams:type_name -> sallyport.control.v1.UpstreamState
-	0,  // 32: sallyport.control.v1.CertificateRequest.purpose:type_name -> sallyport.control.v1.CertificateRequest.Purpose
-	2,  // 33: sallyport.control.v1.CertificateResponse.refusal:type_name -> sallyport.control.v1.Refusal
-	25, // 34: sallyport.control.v1.DenialReport.denials:type_name -> sallyport.control.v1.Denial
-	1,  // 35: sallyport.control.v1.Control.Session:input_type -> sallyport.control.v1.Frame
-	1,  // 36: sallyport.control.v1.Control.Session:output_type -> sallyport.control.v1.Frame
-	36, // [36:37] is the sub-list for method output_type
-	35, // [35:36] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	9,  // 14: sallyport.control.v1.Hello.held:type_name -> sallyport.control.v1.Generation
+	28, // 15: sallyport.control.v1.Hello.revocations_held:type_name -> sallyport.control.v1.RevocationListHead
+	30, // 16: sallyport.control.v1.Hello.certificates:type_name -> sallyport.control.v1.Certificate
+	4,  // 17: sallyport.control.v1.Hello.port:type_name -> sallyport.control.v1.PortReport
+	30, // 18: sallyport.control.v1.Heartbeat.certificates:type_name -> sallyport.control.v1.Certificate
+	9,  // 19: sallyport.control.v1.Snapshot.generation:type_name -> sallyport.control.v1.Generation
+	10, // 20: sallyport.control.v1.Snapshot.bundle:type_name -> sallyport.control.v1.TrustBundle
+	11, // 21: sallyport.control.v1.Snapshot.revocations:type_name -> sallyport.control.v1.Revocation
+	27, // 22: sallyport.control.v1.Snapshot.revocation_list:type_name -> sallyport.control.v1.RevocationList
+	29, // 23: sallyport.control.v1.Snapshot.listener:type_name -> sallyport.control.v1.OutsideCertificate
+	14, // 24: sallyport.control.v1.Snapshot.proxy:type_name -> sallyport.control.v1.ProxyPart
+	17, // 25: sallyport.control.v1.Snapshot.gateway:type_name -> sallyport.control.v1.GatewayPart
+	9,  // 26: sallyport.control.v1.SnapshotAck.generation:type_name -> sallyport.control.v1.Generation
+	15, // 27: sallyport.control.v1.ProxyPart.api_keys:type_name -> sallyport.control.v1.APIKey
+	16, // 28: sallyport.control.v1.ProxyPart.services:type_name -> sallyport.control.v1.Service
+	18, // 29: sallyport.control.v1.GatewayPart.services:type_name -> sallyport.control.v1.ServiceVerdict
+	19, // 30: sallyport.control.v1.GatewayPart.methods:type_name -> sallyport.control.v1.MethodRule
+	21, // 31: sallyport.control.v1.Announcement.services:type_name -> sallyport.control.v1.AnnouncedService
+	22, // 32: sallyport.control.v1.Announcement.upstreams:type_name -> sallyport.control.v1.UpstreamState
+	0,  // 33: sallyport.control.v1.CertificateRequest.purpose:type_name -> sallyport.control.v1.CertificateRequest.Purpose
+	2,  // 34: sallyport.control.v1.CertificateResponse.refusal:type_name -> sallyport.control.v1.Refusal
+	26, // 35: sallyport.control.v1.DenialReport.denials:type_name -> sallyport.control.v1.Denial
+	1,  // 36: sallyport.control.v1.Control.Session:input_type -> sallyport.control.v1.Frame
+	1,  // 37: sallyport.control.v1.Control.Session:output_type -> sallyport.control.v1.Frame
+	37, // [37:38] is the sub-list for method output_type
+	36, // [36:37] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_roles_control_session_proto_init() }
@@ -2593,7 +2670,7 @@ func file_roles_control_session_proto_init() {
 		(*Frame_CertificateResponse)(nil),
 		(*Frame_Refusal)(nil),
 	}
-	file_roles_control_session_proto_msgTypes[10].OneofWrappers = []any{
+	file_roles_control_session_proto_msgTypes[11].OneofWrappers = []any{
 		(*Snapshot_Proxy)(nil),
 		(*Snapshot_Gateway)(nil),
 	}
@@ -2603,7 +2680,7 @@ func file_roles_control_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_roles_control_session_proto_rawDesc), len(file_roles_control_session_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   30,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
