@@ -268,8 +268,8 @@ func (c *core) run(ctx context.Context, d Deps, listener, socket net.Listener) e
 		d.Ready(errors.New("core is draining"))
 		hs.Shutdown()
 		c.drain()
-		stop(errDrained)
-		return errDrained
+		stop(errShutdown)
+		return errShutdown
 	})
 
 	info := Info{GRPCAddress: c.address, Advertise: c.advertise, AdminSocket: socket.Addr().String(), TrustDomain: c.ca.get().TrustDomain(), admin: admin}
@@ -279,16 +279,14 @@ func (c *core) run(ctx context.Context, d Deps, listener, socket net.Listener) e
 	err := group.Wait()
 	c.running.Wait()
 	c.router.goroutines.Wait()
-	if errors.Is(err, errDrained) {
+	if errors.Is(err, errShutdown) {
 		return nil
 	}
 	return err
 }
 
-// errDrained ends the group when the drain is over.
-var errDrained = errors.New("drained")
-
-// errShutdown is what calls hear that did not end within the drain time.
+// errShutdown ends the group when the drain is over, and is what calls hear that
+// did not end by then.
 var errShutdown = errors.New("core is shutting down")
 
 // drain takes no new calls and waits for those in flight.
