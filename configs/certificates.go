@@ -8,8 +8,10 @@ import (
 )
 
 // certificate reads where a port has its certificate from: the settings of the
-// mode, the chain and the key.
-func (b *loader) certificate(r Role, modeFlag, certFlag, keyFlag string) (mode, certFile, keyFile string) {
+// mode, the chain and the key, or the names that it is ordered for.
+func (b *loader) certificate(r Role, modeFlag, certFlag, keyFlag, domainFlag string) (mode, certFile, keyFile string, names []string) {
+	names = b.domains(domainFlag, r)
+	domain := b.find(settingOf(domainFlag), r)
 	certFile, keyFile = b.existing(certFlag, r), b.existing(keyFlag, r)
 	m, cert, key := b.find(settingOf(modeFlag), r), b.find(settingOf(certFlag), r), b.find(settingOf(keyFlag), r)
 	switch {
@@ -19,8 +21,14 @@ func (b *loader) certificate(r Role, modeFlag, certFlag, keyFlag string) (mode, 
 		b.bad.add(keyFlag, key.from, "a key is given without its certificate", "give --"+certFlag+" FILE too")
 	}
 	mode = "internal"
-	if cert.given() && key.given() {
+	switch {
+	case cert.given() && key.given():
 		mode = "files"
+		if len(names) > 0 {
+			b.bad.add(domainFlag, domain.from, "a certificate is to be ordered, and "+cert.from.String()+" names one that is there", "remove one of them")
+		}
+	case len(names) > 0:
+		mode = "acme"
 	}
 	if m.given() {
 		mode = m.text()
@@ -30,10 +38,19 @@ func (b *loader) certificate(r Role, modeFlag, certFlag, keyFlag string) (mode, 
 			b.bad.add(modeFlag, m.from, "files are to be used and none is named", "give --"+certFlag+" FILE and --"+keyFlag+" FILE")
 		case mode == "internal" && (cert.given() || key.given()):
 			b.bad.add(modeFlag, m.from, "the embedded CA is to be used, and "+cert.from.String()+" names a certificate", "remove one of them")
+		case mode == "acme" && len(names) == 0:
+			b.bad.add(modeFlag, m.from, "a certificate is to be ordered, and for no name", "give --"+domainFlag+" NAME")
+		case mode == "acme" && (cert.given() || key.given()):
+			b.bad.add(modeFlag, m.from, "a certificate is to be ordered, and "+cert.from.String()+" names one that is there", "remove one of them")
+		case mode != "acme" && len(names) > 0:
+			b.bad.add(modeFlag, m.from, "a certificate is ordered with --tls acme alone, and "+domain.from.String()+" names what for", "remove one of them")
 		}
 	}
 	b.row(m, quote(mode))
-	return mode, certFile, keyFile
+	if mode != "acme" {
+		names = nil
+	}
+	return mode, certFile, keyFile, names
 }
 
 // ca reads who vouches for an outside certificate: a file, or the system.

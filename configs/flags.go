@@ -23,12 +23,23 @@ type Flags struct {
 
 	GRPCAddress *string `name:"grpc-address" group:"core and proxy" help:"Where gateways connect to core (default :50055), or core to a proxy (default :50051)." placeholder:"HOST:PORT" roles:"core,proxy" kind:"listen"`
 
-	GRPCTLS  *string `name:"grpc-tls" group:"core and proxy" help:"Certificate that the gRPC port shows: internal (from the embedded CA) or files (default internal; files with --grpc-cert)." placeholder:"MODE" roles:"core,proxy" kind:"internal|files"`
+	GRPCTLS  *string `name:"grpc-tls" group:"core and proxy" help:"Certificate that the gRPC port shows: internal (from the embedded CA), files or acme (default internal; files with --grpc-cert, acme with --grpc-domain)." placeholder:"MODE" roles:"core,proxy" kind:"internal|files|acme"`
 	GRPCCert *string `name:"grpc-cert" group:"core and proxy" help:"Certificate chain of the gRPC port, PEM, leaf first. Components prove their own identities all the same." placeholder:"FILE" roles:"core,proxy" kind:"file" defguard:"core=DEFGUARD_GRPC_CERT,proxy=DEFGUARD_PROXY_GRPC_CERT"`
 	GRPCKey  *string `name:"grpc-key" group:"core and proxy" help:"Key of --grpc-cert, PEM." placeholder:"FILE" roles:"core,proxy" kind:"file" defguard:"core=DEFGUARD_GRPC_KEY,proxy=DEFGUARD_PROXY_GRPC_KEY"`
 
 	PeerCheck    *string `name:"peer-check" group:"core and proxy" help:"on: the gRPC port is closed to every address that is no peer's, and an identity counts from its own addresses only. off: leave it to mutual TLS (default on)." placeholder:"on|off" roles:"core,proxy" kind:"on|off" fallback:"on"`
 	FirewallFile *string `name:"firewall-file" group:"core and proxy" help:"Where the peers' addresses are written for 'sallyport firewall apply --from' (default firewall.json in the data directory)." placeholder:"FILE" roles:"core,proxy" kind:"path"`
+	GRPCDomain   *string `name:"grpc-domain" group:"core and proxy" help:"Name of the gRPC port: its certificate is ordered of a public CA, which has to reach --http-address on port 80 of that name." placeholder:"NAME" roles:"core,proxy" kind:"domain"`
+
+	HTTPAddress       *string `name:"http-address" group:"core and proxy" help:"Plain HTTP: answers a public CA, and sends everybody else to https (default :80 where certificates are ordered); off for none." placeholder:"HOST:PORT|off" roles:"core,proxy" kind:"http"`
+	ACMEAgreeTOS      *bool   `name:"acme-agree-tos" group:"core and proxy" help:"You have read the CA's terms of service and agree to them." placeholder:"true|false" roles:"core,proxy" kind:"true|false"`
+	ACMEEmail         *string `name:"acme-email" group:"core and proxy" help:"Mailbox that the CA may write to." placeholder:"ADDRESS" roles:"core,proxy" kind:"email"`
+	ACMEDirectory     *string `name:"acme-directory" group:"core and proxy" help:"Directory of the CA (default that of Let's Encrypt)." placeholder:"URL" roles:"core,proxy" kind:"url"`
+	ACMERoot          *string `name:"acme-root" group:"core and proxy" help:"CA certificates that verify the directory's own TLS, PEM (default this host's)." placeholder:"FILE" roles:"core,proxy" kind:"file"`
+	ACMEStaging       *bool   `name:"acme-staging" group:"core and proxy" help:"Try it out with the staging directory of Let's Encrypt: wide limits, and nobody trusts its certificates." placeholder:"true|false" roles:"core,proxy" kind:"true|false"`
+	ACMEEABKeyID      *string `name:"acme-eab-key-id" group:"core and proxy" help:"Key id of an external account, where the CA wants one." placeholder:"ID" roles:"core,proxy" kind:"text"`
+	ACMEEABMACKey     *string `name:"acme-eab-mac-key" group:"core and proxy" help:"MAC key of the external account, base64; - asks for it." placeholder:"KEY|-" roles:"core,proxy" kind:"secret"`
+	ACMEEABMACKeyFile *string `name:"acme-eab-mac-key-file" group:"core and proxy" help:"File that holds the MAC key of the external account." placeholder:"FILE" roles:"core,proxy" kind:"secret-file"`
 
 	Advertise    *string `name:"advertise" group:"core" help:"Core's address as gateways reach it; port 50055 if none is given." placeholder:"HOST:PORT" roles:"core" kind:"dial"`
 	TrustDomain  *string `name:"trust-domain" group:"core" help:"Name of this installation in every identity; fixed once the CA exists (default sallyport.internal)." placeholder:"NAME" roles:"core" kind:"trust-domain" fallback:"sallyport.internal"`
@@ -48,8 +59,9 @@ type Flags struct {
 	AlertWebhookFile *string `name:"alert-webhook-file" group:"core" help:"File that holds the URL of --alert-webhook." placeholder:"FILE" roles:"core" kind:"secret-file"`
 
 	CoreIP        []string `name:"core-ip" group:"proxy" help:"Addresses core comes from, as this host sees them; wins over what core says. Repeatable." placeholder:"IP|CIDR|NAME|any" roles:"proxy" kind:"peers"`
-	PublicAddress *string  `name:"public-address" group:"proxy" help:"Where clients connect (default 127.0.0.1:8443; :443 with --tls-cert; :$PORT where PORT is set)." placeholder:"HOST:PORT" roles:"proxy" kind:"listen"`
-	TLS           *string  `name:"tls" group:"proxy" help:"Certificate of the public port: internal (from the embedded CA) or files (default internal; files with --tls-cert)." placeholder:"MODE" roles:"proxy" kind:"internal|files"`
+	PublicAddress *string  `name:"public-address" group:"proxy" help:"Where clients connect (default 127.0.0.1:8443; :443 with --domain or --tls-cert; :$PORT where PORT is set)." placeholder:"HOST:PORT" roles:"proxy" kind:"listen"`
+	Domain        []string `name:"domain" group:"proxy" help:"Name of the public port: its certificate is ordered of a public CA, Let's Encrypt unless --acme-directory says otherwise. Repeatable." placeholder:"NAME" roles:"proxy" kind:"domains"`
+	TLS           *string  `name:"tls" group:"proxy" help:"Certificate of the public port: internal (from the embedded CA), files or acme (default internal; files with --tls-cert, acme with --domain)." placeholder:"MODE" roles:"proxy" kind:"internal|files|acme"`
 	TLSCert       *string  `name:"tls-cert" group:"proxy" help:"Certificate chain of the public port, PEM, leaf first." placeholder:"FILE" roles:"proxy" kind:"file"`
 	TLSKey        *string  `name:"tls-key" group:"proxy" help:"Key of --tls-cert, PEM." placeholder:"FILE" roles:"proxy" kind:"file"`
 	ClientCA      []string `name:"client-ca" group:"proxy" sep:"none" help:"Accept client certificates of another CA too; policies call it NAME. FILE is PEM. Repeatable." placeholder:"NAME=FILE" roles:"proxy" kind:"client-cas"`

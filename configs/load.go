@@ -164,7 +164,11 @@ func (b *loader) core() {
 		Advertise:   b.dial("advertise", RoleCore),
 		PolicyFile:  b.existing("policy", RoleCore),
 	}
-	c.GRPCTLS, c.GRPCCert, c.GRPCKey = b.certificate(RoleCore, "grpc-tls", "grpc-cert", "grpc-key")
+	var names []string
+	c.GRPCTLS, c.GRPCCert, c.GRPCKey, names = b.certificate(RoleCore, "grpc-tls", "grpc-cert", "grpc-key", "grpc-domain")
+	c.GRPCDomain = strings.Join(names, "")
+	c.ACME = b.acme(RoleCore, names)
+	c.HTTPAddress = b.httpAddress(RoleCore, c.ACME != nil)
 	c.ProxyGRPCCA = b.ca("proxy-grpc-ca", RoleCore)
 	f := b.find(settingOf("trust-domain"), RoleCore)
 	if td, err := spiffeid.TrustDomainFromString(f.text()); err != nil || td.Name() != f.text() || len(f.text()) > 255 {
@@ -189,13 +193,17 @@ func (b *loader) proxy() {
 		Join:        b.join(RoleProxy, "join token of this proxy"),
 		RenewBefore: b.renewBefore(RoleProxy),
 	}
-	p.TLS, p.TLSCert, p.TLSKey = b.certificate(RoleProxy, "tls", "tls-cert", "tls-key")
-	p.GRPCTLS, p.GRPCCert, p.GRPCKey = b.certificate(RoleProxy, "grpc-tls", "grpc-cert", "grpc-key")
+	p.TLS, p.TLSCert, p.TLSKey, p.Domains = b.certificate(RoleProxy, "tls", "tls-cert", "tls-key", "domain")
+	var names []string
+	p.GRPCTLS, p.GRPCCert, p.GRPCKey, names = b.certificate(RoleProxy, "grpc-tls", "grpc-cert", "grpc-key", "grpc-domain")
+	p.GRPCDomain = strings.Join(names, "")
+	p.ACME = b.acme(RoleProxy, append(slices.Clone(p.Domains), names...))
+	p.HTTPAddress = b.httpAddress(RoleProxy, p.ACME != nil)
 	p.ClientCAs = b.clientCAs()
 	p.NoPeerCheck, p.FirewallFile = b.peers(RoleProxy, p.DataDir)
 	p.CoreIP = b.coreIP()
 	public := "127.0.0.1:8443"
-	if p.TLSCert != "" && !b.s.Process.All {
+	if (p.TLSCert != "" || len(p.Domains) > 0) && !b.s.Process.All {
 		public = ":443"
 	}
 	p.PublicAddress = b.listen("public-address", RoleProxy, public)
@@ -252,6 +260,7 @@ func (b *loader) together() {
 			b.bad.add("renew-before", f.from, short(before)+" before its end, a certificate of --cert-lifetime "+short(s.Core.CertLifetime)+" is not issued yet", "write a shorter one")
 		}
 	}
+	b.idleACME()
 	for i, f := range b.bound {
 		for _, g := range b.bound[:i] {
 			if f.text() == g.text() && !strings.HasSuffix(f.text(), ":0") {

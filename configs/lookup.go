@@ -161,7 +161,7 @@ func (l *lookup) read(f *found, v *Value) {
 	switch {
 	case s.kind == "upstreams" && v.Kind == "list":
 		f.items = v.List
-	case v.Kind == "string" || s.kind == "count" && v.Kind == "integer":
+	case v.Kind == "string" && s.kind != "true|false" || s.kind == "count" && v.Kind == "integer" || s.kind == "true|false" && v.Kind == "boolean":
 		f.texts = []string{v.Text}
 		f.items = []*Value{v}
 	case (s.list || s.kind == "roles") && v.Kind == "list":
@@ -175,6 +175,8 @@ func (l *lookup) read(f *found, v *Value) {
 			f.texts = append(f.texts, item.Text)
 			f.items = append(f.items, item)
 		}
+	case s.kind == "true|false":
+		l.bad.add(s.flag, f.from, "true or false is needed here and this is "+article(v.Kind), "write "+s.key+" = true or "+s.key+" = false")
 	default:
 		remedy := fmt.Sprintf("write %s = %s", s.key, quote(v.Text))
 		if v.Kind == "list" || v.Kind == "table" {

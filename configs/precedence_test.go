@@ -46,6 +46,15 @@ func samples(t *testing.T) map[string]sample {
 	hookFiles := [3]string{file("hook1", hooks[0]), file("hook2", hooks[1]), file("hook3", hooks[2])}
 	hookOf := func(v string) string { return hooks[slices.Index(hookFiles[:], v)] }
 	cas := files("ca")
+	macs := [3]string{"YWFhYWFhYWFhYWFhYWFhYWFh", "YmJiYmJiYmJiYmJiYmJiYmJi", "Y2NjY2NjY2NjY2NjY2NjY2Nj"}
+	macFiles := [3]string{file("mac1", macs[0]), file("mac2", macs[1]), file("mac3", macs[2])}
+	order := func(s *Settings) ACME {
+		if s.Proxy.ACME == nil { // nothing is ordered where nothing is given
+			return ACME{}
+		}
+		return *s.Proxy.ACME
+	}
+	directory := func(s *Settings) string { return order(s).Directory }
 	return map[string]sample{
 		"role":             {"", [3]string{"core", "proxy", "gateway"}, func(s *Settings) string { return string(s.Roles[0]) }, nil},
 		"data-dir":         {"core", [3]string{"/a", "/b", "/c"}, func(s *Settings) string { return s.Core.DataDir }, nil},
@@ -98,7 +107,23 @@ func samples(t *testing.T) map[string]sample {
 			}
 			return s.Gateway.Upstreams[0].Name + "=" + s.Gateway.Upstreams[0].Address.String()
 		}, nil},
-		"allow": {"gateway", [3]string{"/a.A/*", "/b.B/M", "/c.*"}, func(s *Settings) string { return strings.Join(s.Gateway.Allow, " ") }, nil},
+		"domain":                {"proxy;acme-agree-tos=true", [3]string{"a.example", "b.example", "c.example"}, func(s *Settings) string { return strings.Join(s.Proxy.Domains, " ") }, nil},
+		"grpc-domain":           {"core;acme-agree-tos=true", [3]string{"a.example", "b.example", "c.example"}, func(s *Settings) string { return s.Core.GRPCDomain }, nil},
+		"http-address":          {"proxy;domain=a.example;acme-agree-tos=true", [3]string{":1", "off", ":3"}, func(s *Settings) string { return s.Proxy.HTTPAddress }, func(v string) string { return strings.Replace(v, "off", "", 1) }},
+		"acme-directory":        {"proxy;domain=a.example;acme-agree-tos=true", [3]string{"https://a/d", "https://b/d", "https://c/d"}, directory, nil},
+		"acme-email":            {"proxy;domain=a.example;acme-agree-tos=true", [3]string{"a@x.example", "b@x.example", "c@x.example"}, func(s *Settings) string { return order(s).Email }, nil},
+		"acme-root":             {"proxy;domain=a.example;acme-agree-tos=true", cas, func(s *Settings) string { return order(s).Root }, nil},
+		"acme-eab-key-id":       {"proxy;domain=a.example;acme-agree-tos=true;acme-eab-mac-key=" + macs[0], [3]string{"a", "b", "c"}, func(s *Settings) string { return order(s).EABKeyID }, nil},
+		"acme-eab-mac-key":      {"proxy;domain=a.example;acme-agree-tos=true;acme-eab-key-id=k", macs, func(s *Settings) string { return order(s).EABKey.Reveal() }, nil},
+		"acme-eab-mac-key-file": {"proxy;domain=a.example;acme-agree-tos=true;acme-eab-key-id=k", macFiles, func(s *Settings) string { return order(s).EABKey.Reveal() }, func(v string) string { return macs[slices.Index(macFiles[:], v)] }},
+		"acme-staging": {"proxy;domain=a.example;acme-agree-tos=true", [3]string{"true", "false", "true"}, directory, func(v string) string {
+			if v == "true" {
+				return LetsEncryptStaging
+			}
+			return LetsEncrypt
+		}},
+		"acme-agree-tos": {"proxy;domain=a.example", [3]string{"true", "true", "true"}, directory, func(string) string { return LetsEncrypt }},
+		"allow":          {"gateway", [3]string{"/a.A/*", "/b.B/M", "/c.*"}, func(s *Settings) string { return strings.Join(s.Gateway.Allow, " ") }, nil},
 	}
 }
 
@@ -107,6 +132,11 @@ func set(f *Flags, s setting, value string) {
 	v := reflect.ValueOf(f).Elem().Field(s.index)
 	if s.list {
 		v.Set(reflect.ValueOf([]string{value}))
+		return
+	}
+	if v.Type().Elem().Kind() == reflect.Bool {
+		yes := value == "true"
+		v.Set(reflect.ValueOf(&yes))
 		return
 	}
 	v.Set(reflect.ValueOf(&value))
@@ -154,12 +184,15 @@ func TestPrecedence(t *testing.T) {
 				if env != "" {
 					environ = append(environ, s.env+"="+env)
 				}
-				text := ""
+				text, form := "", "%s = %q\n"
+				if s.kind == "true|false" {
+					form = "%s = %s\n"
+				}
 				if top != "" {
-					text += fmt.Sprintf("%s = %q\n", s.key, top)
+					text += fmt.Sprintf(form, s.key, top)
 				}
 				if table != "" {
-					text += fmt.Sprintf("[%s]\n%s = %q\n", roles, s.key, table)
+					text += fmt.Sprintf("[%s]\n"+form, roles, s.key, table)
 				}
 				if text != "" {
 					f.Config = write(t, text)

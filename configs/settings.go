@@ -56,9 +56,12 @@ type Core struct {
 	AccessLog    string        // off, failures or all; failures
 	Demo         bool          // --role all without upstream and without policy: open the built-in service
 
-	GRPCTLS     string // what the gRPC port shows: internal or files; internal
+	GRPCTLS     string // what the gRPC port shows: internal, files or acme; internal
 	GRPCCert    string // absolute; set when GRPCTLS is files
 	GRPCKey     string // absolute; set when GRPCTLS is files
+	GRPCDomain  string // set when GRPCTLS is acme
+	HTTPAddress string // plain HTTP for the CA's challenges; empty: none
+	ACME        *ACME  // set when GRPCTLS is acme
 	ProxyGRPCCA string // verifies the proxies' files: absolute, or CASystem; empty: none do
 
 	CAPassphrase Secret // seals the CA's keys; empty: CAKeyFile does
@@ -79,8 +82,10 @@ type Core struct {
 type Proxy struct {
 	DataDir       string        // absolute
 	GRPCAddress   string        // where core connects; :50051, with --role all 127.0.0.1:50051
-	PublicAddress string        // 127.0.0.1:8443; :443 with TLS files; :$PORT where PORT is set
-	TLS           string        // internal or files
+	PublicAddress string        // 127.0.0.1:8443; :443 with TLS files or acme; :$PORT where PORT is set
+	HTTPAddress   string        // plain HTTP: a CA's challenges, and redirects; :80 with ACME; empty: none
+	TLS           string        // internal, files or acme
+	Domains       []string      // lower case; set when TLS is acme
 	TLSCert       string        // absolute; set when TLS is files
 	TLSKey        string        // absolute; set when TLS is files
 	Join          string        // the token's text, empty without one
@@ -89,9 +94,11 @@ type Proxy struct {
 	MaxLinkAge    time.Duration // of a link that was replaced and drains; 168h
 	RenewBefore   time.Duration // before the end of the own certificate; 0: at 0.60 to 0.66 of its life
 
-	GRPCTLS      string   // what the gRPC port shows: internal or files; internal
+	GRPCTLS      string   // what the gRPC port shows: internal, files or acme; internal
 	GRPCCert     string   // absolute; set when GRPCTLS is files
 	GRPCKey      string   // absolute; set when GRPCTLS is files
+	GRPCDomain   string   // set when GRPCTLS is acme
+	ACME         *ACME    // set when TLS or GRPCTLS is acme
 	NoPeerCheck  bool     // --peer-check off: addresses decide nothing; false
 	CoreIP       []string // where core comes from, wins over what core says; empty: that counts
 	FirewallFile string   // absolute; who may reach the gRPC port, as data for root; DataDir/firewall.json

@@ -3,6 +3,7 @@ package configs
 import (
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 )
@@ -94,6 +95,9 @@ func (s setting) flagValue(f *Flags) ([]string, bool) {
 	}
 	if v.IsNil() {
 		return nil, false
+	}
+	if v.Elem().Kind() == reflect.Bool {
+		return []string{strconv.FormatBool(v.Elem().Bool())}, true
 	}
 	return []string{v.Elem().String()}, true
 }

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"errors"
 	"time"
 
 	"sallyport/acme/pki"
@@ -11,6 +12,9 @@ import (
 // openPort reads the certificate that the gRPC port shows to the world, and
 // the CAs that those of the proxies' ports are verified with, if there are any.
 func (c *core) openPort() (err error) {
+	if c.set.ACME != nil {
+		return errors.New("this build orders no certificates of a public CA yet: use --grpc-tls files")
+	}
 	if c.set.GRPCTLS == link.ModeFiles {
 		// What it shows is reported when it changes, with everything else.
 		if c.outside, err = link.OpenOutside("gRPC port", c.set.GRPCCert, c.set.GRPCKey, c.log, nil); err != nil {

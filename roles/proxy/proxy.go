@@ -144,6 +144,9 @@ func Run(ctx context.Context, s configs.Proxy, d Deps) error {
 
 // open reads what is on disk and puts the parts together; nothing runs yet.
 func open(s configs.Proxy, d Deps) (*proxy, error) {
+	if s.ACME != nil {
+		return nil, errors.New("this build orders no certificates of a public CA yet: use --tls files and --grpc-tls files")
+	}
 	p := &proxy{settings: s, deps: d, log: d.Log, started: time.Now(), instance: make([]byte, 16), recheck: make(chan struct{}, 1),
 		metrics: relay.NewCallMetrics("proxy", d.Registry), frames: new(relay.Metrics), access: relay.NewAccessLog(d.Log, s.AccessLog)}
 	_, _ = rand.Read(p.instance)
