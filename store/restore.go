@@ -203,6 +203,15 @@ func (t *tx) takeOverFrom(r Restoration, before former) (epoch uint64, err error
 		r.Made.UTC().Format(time.RFC3339), epoch, merged, keys))
 }
 
+// Restored is when this database was restored last; zero if it never was.
+func (c *Core) Restored(ctx context.Context) (time.Time, error) {
+	g, err := one(ctx, c.db.reader, scanGap, "SELECT made, restored FROM state")
+	if err != nil {
+		return time.Time{}, fmt.Errorf("read when this database was restored: %w", err)
+	}
+	return g.restored, nil
+}
+
 // OpenEpoch begins an epoch above one that a component has seen, unless the
 // present one is. It returns the epoch that holds.
 func (c *Core) OpenEpoch(ctx context.Context, actor Actor, above uint64, why string, now time.Time) (epoch uint64, err error) {

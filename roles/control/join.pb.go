@@ -29,6 +29,8 @@ type JoinFrame struct {
 	//	*JoinFrame_Grant
 	//	*JoinFrame_Stored
 	//	*JoinFrame_Refusal
+	//	*JoinFrame_WantRevocations
+	//	*JoinFrame_Revocations
 	Frame         isJoinFrame_Frame `protobuf_oneof:"frame"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -107,6 +109,24 @@ func (x *JoinFrame) GetRefusal() *Refusal {
 	return nil
 }
 
+func (x *JoinFrame) GetWantRevocations() *WantRevocations {
+	if x != nil {
+		if x, ok := x.Frame.(*JoinFrame_WantRevocations); ok {
+			return x.WantRevocations
+		}
+	}
+	return nil
+}
+
+func (x *JoinFrame) GetRevocations() *RevocationListPart {
+	if x != nil {
+		if x, ok := x.Frame.(*JoinFrame_Revocations); ok {
+			return x.Revocations
+		}
+	}
+	return nil
+}
+
 type isJoinFrame_Frame interface {
 	isJoinFrame_Frame()
 }
@@ -127,6 +147,14 @@ type JoinFrame_Refusal struct {
 	Refusal *Refusal `protobuf:"bytes,4,opt,name=refusal,proto3,oneof"`
 }
 
+type JoinFrame_WantRevocations struct {
+	WantRevocations *WantRevocations `protobuf:"bytes,5,opt,name=want_revocations,json=wantRevocations,proto3,oneof"` // Recover, core -> component
+}
+
+type JoinFrame_Revocations struct {
+	Revocations *RevocationListPart `protobuf:"bytes,6,opt,name=revocations,proto3,oneof"` // Recover, component -> core
+}
+
 func (*JoinFrame_Request) isJoinFrame_Frame() {}
 
 func (*JoinFrame_Grant) isJoinFrame_Frame() {}
@@ -134,6 +162,101 @@ func (*JoinFrame_Grant) isJoinFrame_Frame() {}
 func (*JoinFrame_Stored) isJoinFrame_Frame() {}
 
 func (*JoinFrame_Refusal) isJoinFrame_Frame() {}
+
+func (*JoinFrame_WantRevocations) isJoinFrame_Frame() {}
+
+func (*JoinFrame_Revocations) isJoinFrame_Frame() {}
+
+// WantRevocations asks for the signed revocation list that the component holds,
+// before core decides: it was restored and may have forgotten.
+type WantRevocations struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WantRevocations) Reset() {
+	*x = WantRevocations{}
+	mi := &file_roles_control_join_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WantRevocations) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WantRevocations) ProtoMessage() {}
+
+func (x *WantRevocations) ProtoReflect() protoreflect.Message {
+	mi := &file_roles_control_join_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WantRevocations.ProtoReflect.Descriptor instead.
+func (*WantRevocations) Descriptor() ([]byte, []int) {
+	return file_roles_control_join_proto_rawDescGZIP(), []int{1}
+}
+
+// RevocationListPart is a piece of a serialized RevocationList, in order.
+type RevocationListPart struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	Last          bool                   `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevocationListPart) Reset() {
+	*x = RevocationListPart{}
+	mi := &file_roles_control_join_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevocationListPart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevocationListPart) ProtoMessage() {}
+
+func (x *RevocationListPart) ProtoReflect() protoreflect.Message {
+	mi := &file_roles_control_join_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevocationListPart.ProtoReflect.Descriptor instead.
+func (*RevocationListPart) Descriptor() ([]byte, []int) {
+	return file_roles_control_join_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *RevocationListPart) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *RevocationListPart) GetLast() bool {
+	if x != nil {
+		return x.Last
+	}
+	return false
+}
 
 // JoinRequest asks for the first certificate of an identity. Only the public
 // key and the self-signature of the CSR are used; names come from core.
@@ -147,7 +270,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_roles_control_join_proto_msgTypes[1]
+	mi := &file_roles_control_join_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -159,7 +282,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_join_proto_msgTypes[1]
+	mi := &file_roles_control_join_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -172,7 +295,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_roles_control_join_proto_rawDescGZIP(), []int{1}
+	return file_roles_control_join_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *JoinRequest) GetCsr() []byte {
@@ -202,7 +325,7 @@ type JoinGrant struct {
 
 func (x *JoinGrant) Reset() {
 	*x = JoinGrant{}
-	mi := &file_roles_control_join_proto_msgTypes[2]
+	mi := &file_roles_control_join_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -214,7 +337,7 @@ func (x *JoinGrant) String() string {
 func (*JoinGrant) ProtoMessage() {}
 
 func (x *JoinGrant) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_join_proto_msgTypes[2]
+	mi := &file_roles_control_join_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -227,7 +350,7 @@ func (x *JoinGrant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinGrant.ProtoReflect.Descriptor instead.
 func (*JoinGrant) Descriptor() ([]byte, []int) {
-	return file_roles_control_join_proto_rawDescGZIP(), []int{2}
+	return file_roles_control_join_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *JoinGrant) GetChain() [][]byte {
@@ -266,7 +389,7 @@ type JoinStored struct {
 
 func (x *JoinStored) Reset() {
 	*x = JoinStored{}
-	mi := &file_roles_control_join_proto_msgTypes[3]
+	mi := &file_roles_control_join_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -278,7 +401,7 @@ func (x *JoinStored) String() string {
 func (*JoinStored) ProtoMessage() {}
 
 func (x *JoinStored) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_join_proto_msgTypes[3]
+	mi := &file_roles_control_join_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -291,7 +414,7 @@ func (x *JoinStored) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinStored.ProtoReflect.Descriptor instead.
 func (*JoinStored) Descriptor() ([]byte, []int) {
-	return file_roles_control_join_proto_rawDescGZIP(), []int{3}
+	return file_roles_control_join_proto_rawDescGZIP(), []int{5}
 }
 
 type WhyRequest struct {
@@ -303,7 +426,7 @@ type WhyRequest struct {
 
 func (x *WhyRequest) Reset() {
 	*x = WhyRequest{}
-	mi := &file_roles_control_join_proto_msgTypes[4]
+	mi := &file_roles_control_join_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -315,7 +438,7 @@ func (x *WhyRequest) String() string {
 func (*WhyRequest) ProtoMessage() {}
 
 func (x *WhyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_join_proto_msgTypes[4]
+	mi := &file_roles_control_join_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -328,7 +451,7 @@ func (x *WhyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequest) Descriptor() ([]byte, []int) {
-	return file_roles_control_join_proto_rawDescGZIP(), []int{4}
+	return file_roles_control_join_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *WhyRequest) GetAlpn() string {
@@ -348,7 +471,7 @@ type WhyResponse struct {
 
 func (x *WhyResponse) Reset() {
 	*x = WhyResponse{}
-	mi := &file_roles_control_join_proto_msgTypes[5]
+	mi := &file_roles_control_join_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -360,7 +483,7 @@ func (x *WhyResponse) String() string {
 func (*WhyResponse) ProtoMessage() {}
 
 func (x *WhyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_join_proto_msgTypes[5]
+	mi := &file_roles_control_join_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -373,7 +496,7 @@ func (x *WhyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
 func (*WhyResponse) Descriptor() ([]byte, []int) {
-	return file_roles_control_join_proto_rawDescGZIP(), []int{5}
+	return file_roles_control_join_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *WhyResponse) GetAccepted() bool {
@@ -394,13 +517,19 @@ var File_roles_control_join_proto protoreflect.FileDescriptor
 
 const file_roles_control_join_proto_rawDesc = "" +
 	"\n" +
-	"\x18roles/control/join.proto\x12\x14sallyport.control.v1\x1a\x1broles/control/session.proto\"\x83\x02\n" +
+	"\x18roles/control/join.proto\x12\x14sallyport.control.v1\x1a\x1broles/control/session.proto\"\xa5\x03\n" +
 	"\tJoinFrame\x12=\n" +
 	"\arequest\x18\x01 \x01(\v2!.sallyport.control.v1.JoinRequestH\x00R\arequest\x127\n" +
 	"\x05grant\x18\x02 \x01(\v2\x1f.sallyport.control.v1.JoinGrantH\x00R\x05grant\x12:\n" +
 	"\x06stored\x18\x03 \x01(\v2 .sallyport.control.v1.JoinStoredH\x00R\x06stored\x129\n" +
-	"\arefusal\x18\x04 \x01(\v2\x1d.sallyport.control.v1.RefusalH\x00R\arefusalB\a\n" +
-	"\x05frame\"9\n" +
+	"\arefusal\x18\x04 \x01(\v2\x1d.sallyport.control.v1.RefusalH\x00R\arefusal\x12R\n" +
+	"\x10want_revocations\x18\x05 \x01(\v2%.sallyport.control.v1.WantRevocationsH\x00R\x0fwantRevocations\x12L\n" +
+	"\vrevocations\x18\x06 \x01(\v2(.sallyport.control.v1.RevocationListPartH\x00R\vrevocationsB\a\n" +
+	"\x05frame\"\x11\n" +
+	"\x0fWantRevocations\"<\n" +
+	"\x12RevocationListPart\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x12\n" +
+	"\x04last\x18\x02 \x01(\bR\x04last\"9\n" +
 	"\vJoinRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\"\x93\x01\n" +
@@ -435,35 +564,39 @@ func file_roles_control_join_proto_rawDescGZIP() []byte {
 	return file_roles_control_join_proto_rawDescData
 }
 
-var file_roles_control_join_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_roles_control_join_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_roles_control_join_proto_goTypes = []any{
-	(*JoinFrame)(nil),   // 0: sallyport.control.v1.JoinFrame
-	(*JoinRequest)(nil), // 1: sallyport.control.v1.JoinRequest
-	(*JoinGrant)(nil),   // 2: sallyport.control.v1.JoinGrant
-	(*JoinStored)(nil),  // 3: sallyport.control.v1.JoinStored
-	(*WhyRequest)(nil),  // 4: sallyport.control.v1.WhyRequest
-	(*WhyResponse)(nil), // 5: sallyport.control.v1.WhyResponse
-	(*Refusal)(nil),     // 6: sallyport.control.v1.Refusal
-	(*TrustBundle)(nil), // 7: sallyport.control.v1.TrustBundle
+	(*JoinFrame)(nil),          // 0: sallyport.control.v1.JoinFrame
+	(*WantRevocations)(nil),    // 1: sallyport.control.v1.WantRevocations
+	(*RevocationListPart)(nil), // 2: sallyport.control.v1.RevocationListPart
+	(*JoinRequest)(nil),        // 3: sallyport.control.v1.JoinRequest
+	(*JoinGrant)(nil),          // 4: sallyport.control.v1.JoinGrant
+	(*JoinStored)(nil),         // 5: sallyport.control.v1.JoinStored
+	(*WhyRequest)(nil),         // 6: sallyport.control.v1.WhyRequest
+	(*WhyResponse)(nil),        // 7: sallyport.control.v1.WhyResponse
+	(*Refusal)(nil),            // 8: sallyport.control.v1.Refusal
+	(*TrustBundle)(nil),        // 9: sallyport.control.v1.TrustBundle
 }
 var file_roles_control_join_proto_depIdxs = []int32{
-	1, // 0: sallyport.control.v1.JoinFrame.request:type_name -> sallyport.control.v1.JoinRequest
-	2, // 1: sallyport.control.v1.JoinFrame.grant:type_name -> sallyport.control.v1.JoinGrant
-	3, // 2: sallyport.control.v1.JoinFrame.stored:type_name -> sallyport.control.v1.JoinStored
-	6, // 3: sallyport.control.v1.JoinFrame.refusal:type_name -> sallyport.control.v1.Refusal
-	7, // 4: sallyport.control.v1.JoinGrant.bundle:type_name -> sallyport.control.v1.TrustBundle
-	6, // 5: sallyport.control.v1.WhyResponse.refusal:type_name -> sallyport.control.v1.Refusal
-	0, // 6: sallyport.control.v1.Join.Join:input_type -> sallyport.control.v1.JoinFrame
-	4, // 7: sallyport.control.v1.Renew.Why:input_type -> sallyport.control.v1.WhyRequest
-	0, // 8: sallyport.control.v1.Renew.Recover:input_type -> sallyport.control.v1.JoinFrame
-	0, // 9: sallyport.control.v1.Join.Join:output_type -> sallyport.control.v1.JoinFrame
-	5, // 10: sallyport.control.v1.Renew.Why:output_type -> sallyport.control.v1.WhyResponse
-	0, // 11: sallyport.control.v1.Renew.Recover:output_type -> sallyport.control.v1.JoinFrame
-	9, // [9:12] is the sub-list for method output_type
-	6, // [6:9] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	3,  // 0: sallyport.control.v1.JoinFrame.request:type_name -> sallyport.control.v1.JoinRequest
+	4,  // 1: sallyport.control.v1.JoinFrame.grant:type_name -> sallyport.control.v1.JoinGrant
+	5,  // 2: sallyport.control.v1.JoinFrame.stored:type_name -> sallyport.control.v1.JoinStored
+	8,  // 3: sallyport.control.v1.JoinFrame.refusal:type_name -> sallyport.control.v1.Refusal
+	1,  // 4: sallyport.control.v1.JoinFrame.want_revocations:type_name -> sallyport.control.v1.WantRevocations
+	2,  // 5: sallyport.control.v1.JoinFrame.revocations:type_name -> sallyport.control.v1.RevocationListPart
+	9,  // 6: sallyport.control.v1.JoinGrant.bundle:type_name -> sallyport.control.v1.TrustBundle
+	8,  // 7: sallyport.control.v1.WhyResponse.refusal:type_name -> sallyport.control.v1.Refusal
+	0,  // 8: sallyport.control.v1.Join.Join:input_type -> sallyport.control.v1.JoinFrame
+	6,  // 9: sallyport.control.v1.Renew.Why:input_type -> sallyport.control.v1.WhyRequest
+	0,  // 10: sallyport.control.v1.Renew.Recover:input_type -> sallyport.control.v1.JoinFrame
+	0,  // 11: sallyport.control.v1.Join.Join:output_type -> sallyport.control.v1.JoinFrame
+	7,  // 12: sallyport.control.v1.Renew.Why:output_type -> sallyport.control.v1.WhyResponse
+	0,  // 13: sallyport.control.v1.Renew.Recover:output_type -> sallyport.control.v1.JoinFrame
+	11, // [11:14] is the sub-list for method output_type
+	8,  // [8:11] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_roles_control_join_proto_init() }
@@ -477,6 +610,8 @@ func file_roles_control_join_proto_init() {
 		(*JoinFrame_Grant)(nil),
 		(*JoinFrame_Stored)(nil),
 		(*JoinFrame_Refusal)(nil),
+		(*JoinFrame_WantRevocations)(nil),
+		(*JoinFrame_Revocations)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -484,7 +619,7 @@ func file_roles_control_join_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_roles_control_join_proto_rawDesc), len(file_roles_control_join_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -207,7 +207,8 @@ func newCore(ctx context.Context, s configs.Core, d Deps, db *store.Core, opened
 		demo: s.Demo, advertise: c.advertise, listener: c.presents(), ruling: &c.router.ruling}
 	c.publisher.epoch.Store(epoch)
 	c.policy = &policyFile{path: s.PolicyFile, log: d.Log, db: db, publish: c.publisher.publish}
-	c.registrar = &link.Registrar{Adopt: c.adopt, Stored: c.stored, Verifier: c.recoveryVerifier, Renew: c.renew, Recovered: c.recovered, Log: d.Log}
+	c.registrar = &link.Registrar{Adopt: c.adopt, Stored: c.stored, Verifier: c.recoveryVerifier, Renew: c.renew, Recovered: c.recovered,
+		WantRevocations: c.wantRecoveryList, Revocations: c.recoveryList, Log: d.Log}
 	c.sessions = &link.CoreEnd{Version: d.Version, Log: d.Log, Opened: c.opened, Closed: c.closed, Announced: c.announced,
 		Denied: c.denied, Acknowledged: c.acknowledged, Certificate: c.certificate, Flapping: c.flapping,
 		Renew: c.renew, Renewed: c.renewed, WantRevocations: c.wantRevocations, Revocations: c.revocationsFrom, Alerted: c.alerted, Reported: c.reported}

@@ -421,6 +421,19 @@ type proxy struct {
 // addProxy adds a proxy at core, which dials it and lets it join.
 func (r *running) addProxy(name string) *proxy {
 	r.t.Helper()
+	p := r.inviteProxy(name)()
+	eventually(r.t, "proxy "+name+" has a relay link", func() error {
+		if l := p.links.Pick(); l == nil {
+			return errors.New(r.component("proxy", name).String())
+		}
+		return nil
+	})
+	return p
+}
+
+// inviteProxy adds a proxy at core; what it returns starts it.
+func (r *running) inviteProxy(name string) (start func() *proxy) {
+	r.t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		r.t.Fatal(err)
@@ -455,15 +468,11 @@ func (r *running) addProxy(name string) *proxy {
 			c.Run(ctx)
 		},
 	}}
-	p.running.Go(func() { port.Serve(p.ctx, l) })
-	p.entrance()
-	eventually(r.t, "proxy "+name+" has a relay link", func() error {
-		if l := p.links.Pick(); l == nil {
-			return errors.New(r.component("proxy", name).String())
-		}
-		return nil
-	})
-	return p
+	return func() *proxy {
+		p.running.Go(func() { port.Serve(p.ctx, l) })
+		p.entrance()
+		return p
+	}
 }
 
 // entrance listens for calls in plaintext.

@@ -104,14 +104,24 @@ func TestRemovedWhileItConnects(t *testing.T) {
 }
 
 // TestAnInvitedComponentHasNoIdentity: a certificate that fits it can only be
-// from before core's database was lost.
+// from before core's database was lost, or somebody has the CA's keys.
 func TestAnInvitedComponentHasNoIdentity(t *testing.T) {
 	r := start(t, settings(t))
 	r.invite("orders")
 	c := r.info.admin.(*admin).core
-	peer := link.Peer{ID: pki.ID{TrustDomain: "test.internal", Role: pki.RoleGateway, Name: "orders"}, Incarnation: 1}
-	if refusal := c.check(link.ALPNControl, peer); refusal == nil || refusal.Code != pki.CodeRevoked {
-		t.Errorf("it was let in: %v", refusal)
+	ca := c.ca.get()
+	key, err := pki.NewKey("p256")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := pki.ID{TrustDomain: "test.internal", Role: pki.RoleGateway, Name: "orders"}
+	issued, err := ca.IssueComponent(pki.ComponentRequest{ID: id, Incarnation: 1, PublicKey: key.Public(), Lifetime: time.Hour}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	refusal := c.check(link.ALPNControl, link.Peer{ID: id, Incarnation: 1, Chain: issued.Chain})
+	if refusal == nil || refusal.Code != "not_joined" || !strings.Contains(r.log.String(), "unknown_key") {
+		t.Errorf("it was let in: %v\n%s", refusal, r.log)
 	}
 }
 

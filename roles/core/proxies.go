@@ -126,17 +126,22 @@ func (p *proxies) control(ctx context.Context, m *component, spec proxySpec, t *
 	if err != nil {
 		return err
 	}
-	joined := time.Time{}
-	if r.State == store.StateInvited {
-		if err := p.await(ctx, m, r, spec); err != nil {
-			return err
-		}
-		joined = time.Now()
-		pause(ctx, settlePause)
-	}
 	dialler, err := p.diallerTo(r)
 	if err != nil {
 		return err
+	}
+	joined := time.Time{}
+	late := false // it may have joined after the backup that core was restored from
+	if r.State == store.StateInvited {
+		if err := p.await(ctx, m, r, spec); err != nil {
+			refusal, refused := pki.AsRefusal(err)
+			if late = refused && (refusal.Code == "join_not_expected" || refusal.Code == pki.CodeTokenExpired) && p.core.restored(ctx); !late {
+				return err
+			}
+		} else {
+			joined = time.Now()
+			pause(ctx, settlePause)
+		}
 	}
 	conn, err := dialler.Dial(ctx, spec.address, link.ALPNControl, pki.Expect{Role: pki.RoleProxy, Name: m.name})
 	for err != nil && time.Since(joined) < settleTime && pause(ctx, settlePause) {
@@ -150,7 +155,7 @@ func (p *proxies) control(ctx context.Context, m *component, spec proxySpec, t *
 		if there && r.State == store.StateJoined && p.mayJoinAgain(ctx, r) && p.join(ctx, r, spec) == nil {
 			return errJoinedAgain
 		}
-		if link.Recoverable(err) && r.State == store.StateJoined {
+		if link.Recoverable(err) && (r.State == store.StateJoined || late) {
 			recovered := p.recover(ctx, r, spec)
 			if recovered == nil {
 				return errRecovered

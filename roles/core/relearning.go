@@ -2,6 +2,7 @@ package core
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,12 +25,11 @@ import (
 )
 
 // relearning is what a core does that was restored on a fresh host: it may have
-// forgotten what was revoked since the backup, so it issues and relays nothing
-// until it has heard every component that the backup knows, and taken what
-// their signed lists say. One exception keeps that from waiting for itself: a
-// component whose identity has expired may recover it, because it could not
-// come and be heard otherwise. What it got is revoked as well if it turns out
-// that it was revoked.
+// forgotten what was revoked since the backup, so it issues nothing, renews
+// nothing and relays nothing until it has heard every component that the backup
+// knows, and taken what their signed lists say. A component is heard on its
+// control session, or, when its identity has expired, as it asks to recover it:
+// core wants its list before it answers.
 type relearning struct {
 	path string
 	log  *slog.Logger
@@ -42,9 +42,8 @@ type relearning struct {
 
 // relearningState is the file that a restoration leaves behind, until it is over.
 type relearningState struct {
-	Restored time.Time           `json:"restored"`
-	Awaits   []string            `json:"awaits"`            // gateway/orders
-	Renewed  map[string][]string `json:"renewed,omitempty"` // serial numbers by that of the certificate that asked
+	Restored time.Time `json:"restored"`
+	Awaits   []string  `json:"awaits"` // gateway/orders
 }
 
 func relearningPath(dataDir string) string { return filepath.Join(dataDir, "restored.json") }
@@ -88,22 +87,6 @@ func (s *relearning) holds() string {
 	return "it was restored and waits for what its components know of revocations"
 }
 
-// renewed notes which certificate was given for which, while settling.
-func (s *relearning) renewed(former, next string) {
-	if !s.active.Load() {
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.state.Renewed == nil {
-		s.state.Renewed = map[string][]string{}
-	}
-	if !slices.Contains(s.state.Renewed[former], next) {
-		s.state.Renewed[former] = append(s.state.Renewed[former], next)
-		s.saveLocked()
-	}
-}
-
 func (s *relearning) saveLocked() {
 	text, err := json.Marshal(s.state)
 	if err == nil {
@@ -138,18 +121,10 @@ func (s *relearning) heard(k key) bool {
 	return true
 }
 
-// descendants are the certificates that were given, while settling, to who
-// held this one.
-func (s *relearning) descendants(serial string) []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var out []string
-	next := []string{serial}
-	for len(next) > 0 && len(out) < 10000 {
-		given := s.state.Renewed[next[0]]
-		out, next = append(out, given...), append(next[1:], given...)
-	}
-	return out
+// restored says whether this core's database was ever restored from a backup.
+func (c *core) restored(ctx context.Context) bool {
+	at, err := c.db.Restored(ctx)
+	return err == nil && !at.IsZero()
 }
 
 // mayIssue is why core issues nothing now; nil if it does.
@@ -162,11 +137,37 @@ func (c *core) wantRevocations(s *link.Session, held *control.RevocationListHead
 	return own == nil || held.GetSequence() != own.GetSequence() || string(held.GetSha256()) != string(own.GetSha256())
 }
 
-// revocationsFrom takes what a component's signed list says beyond core's. Only
-// core signs such lists, so what one says was decided here, and forgotten.
+// revocationsFrom takes the list of a component on its control session.
 func (c *core) revocationsFrom(s *link.Session, p *control.RevocationList) {
-	k := key{s.Peer.ID.Role, s.Peer.ID.Name}
-	ctx := context.WithoutCancel(s.Context())
+	c.hear(context.WithoutCancel(s.Context()), key{s.Peer.ID.Role, s.Peer.ID.Name}, p)
+}
+
+// wantRecoveryList asks a component for its list that has an expired identity
+// and can be heard nowhere else, if it is one whose key counts.
+func (c *core) wantRecoveryList(ctx context.Context, a link.RenewAttempt) bool {
+	if !c.relearning.active.Load() {
+		return false
+	}
+	use, err := keyUse(c.ca.get(), a.ID, a.Incarnation, []*x509.Certificate{a.Holder}, a.Begun, addressOf(a.Source))
+	if err == nil {
+		_, err = c.db.CheckKey(ctx, use, time.Now())
+	}
+	return err == nil
+}
+
+// recoveryList takes the list of a component that recovers.
+func (c *core) recoveryList(ctx context.Context, a link.RenewAttempt, p *control.RevocationList) {
+	k := key{a.ID.Role, a.ID.Name}
+	if len(p.GetPayload()) == 0 {
+		c.settle(context.WithoutCancel(ctx), k) // it never had one
+		return
+	}
+	c.hear(context.WithoutCancel(ctx), k, p)
+}
+
+// hear takes what a component's signed list says beyond core's. Only core signs
+// such lists, so what one says was decided here, and forgotten.
+func (c *core) hear(ctx context.Context, k key, p *control.RevocationList) {
 	ca := c.ca.get()
 	list, err := pki.VerifyRevocations(p, ca.Bundle().Roots)
 	if err != nil || list.TrustDomain != ca.TrustDomain() {
@@ -185,15 +186,7 @@ func (c *core) revocationsFrom(s *link.Session, p *control.RevocationList) {
 
 // learn makes what a list says true here too.
 func (c *core) learn(ctx context.Context, actor store.Actor, list *pki.RevocationList) error {
-	rows := storedRevocations(list)
-	for _, r := range rows {
-		for _, serial := range c.relearning.descendants(r.Serial) {
-			if r.Serial != "" {
-				rows = append(rows, store.Revocation{Serial: serial, Reason: r.Reason, At: time.Now()})
-			}
-		}
-	}
-	n, err := c.db.MergeRevocations(ctx, actor, rows, time.Now())
+	n, err := c.db.MergeRevocations(ctx, actor, storedRevocations(list), time.Now())
 	if err != nil {
 		return err
 	}

@@ -22,6 +22,9 @@ func (c *core) renew(ctx context.Context, a link.RenewAttempt) (*control.JoinGra
 	if ca.Disowned(a.Holder) {
 		return nil, refuseDisowned(k)
 	}
+	if refusal := c.mayIssue(); refusal != nil {
+		return nil, refusal
+	}
 	root := issuingRoot(ca)
 	use, err := keyUse(ca, a.ID, a.Incarnation, []*x509.Certificate{a.Holder}, a.Begun, addressOf(a.Source))
 	if err != nil {
@@ -45,7 +48,6 @@ func (c *core) renew(ctx context.Context, a link.RenewAttempt) (*control.JoinGra
 	if err != nil {
 		return nil, c.refuseKey(ctx, k, use, true, err)
 	}
-	c.relearning.renewed(use.Certificate.Serial, renewed.Serial)
 	if !renewed.Again {
 		how := "renewed its certificate"
 		if a.Recovery {
@@ -138,7 +140,8 @@ func (c *core) refuseKey(ctx context.Context, k key, use store.KeyUse, alarm boo
 		if alarm {
 			c.alarmOfKey(ctx, k, use, "unknown_key", fmt.Sprintf("%s came with a certificate of this CA that core has no record of (serial %s)", k, use.Certificate.Serial))
 		}
-		return &pki.Refusal{Code: "not_joined", Cause: fmt.Sprintf("core does not know this identity of %s any more: %s", k, clean(err.Error())), Remedy: again}
+		return &pki.Refusal{Code: "not_joined", Cause: fmt.Sprintf("core does not know this identity of %s: %s", k, clean(err.Error())),
+			Remedy: fmt.Sprintf("if it was added after the backup that core was restored from, or its state is from another time than core's: add it again (sallyport %s rm %s if core lists it, sallyport %s add %s …) and start it with the new token", k.role, k.name, k.role, k.name)}
 	}
 	if refusal, ok := pki.AsRefusal(err); ok {
 		return refusal

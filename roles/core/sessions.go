@@ -38,7 +38,10 @@ func refuseDisowned(k key) *pki.Refusal {
 }
 
 // check judges an identity that proved itself in a handshake: it has to be a
-// component that joined, in its present incarnation.
+// component that joined, in its present incarnation. One that was invited when
+// the backup was made that this core was restored from, and joined after it, is
+// as good (the store says so, and its first session makes it joined); one that
+// was added after it has to be added again.
 func (c *core) check(alpn string, peer link.Peer) *pki.Refusal {
 	if peer.ID.IsZero() {
 		return nil
@@ -52,16 +55,15 @@ func (c *core) check(alpn string, peer link.Peer) *pki.Refusal {
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		// The store looks at the key all the same: it may be time for an alarm.
-		c.judgeKey(context.Background(), peer, false)
+		if refusal := c.judgeKey(context.Background(), peer, false); refusal != nil && refusal.Code == "not_joined" {
+			return refusal
+		}
 		return refuseRemoved(k)
 	case err != nil:
 		return &pki.Refusal{Code: "core_error", Cause: "core cannot read its registry: " + err.Error(), Remedy: "see core's log; the component tries again by itself"}
 	case r.Incarnation != peer.Incarnation:
 		return &pki.Refusal{Code: pki.CodeRevoked, Cause: fmt.Sprintf("the certificate is of incarnation %d of %s, which is now in incarnation %d", peer.Incarnation, k, r.Incarnation),
 			Remedy: fmt.Sprintf("the component was removed and added again: start it with the new token, or remove and add it once more (sallyport %s rm %s)", k.role, k.name)}
-	case r.State != store.StateJoined:
-		return &pki.Refusal{Code: pki.CodeRevoked, Cause: k.String() + " was added on core and has not joined; this certificate is from before core's database was replaced",
-			Remedy: "start it with the token that core's add command printed, in a new data directory"}
 	}
 	return c.judgeKey(context.Background(), peer, false)
 }

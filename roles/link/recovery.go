@@ -117,6 +117,12 @@ func (r *Renewer) recover(ctx context.Context, conn *Conn, st RecoverStream) err
 		return err
 	}
 	f, err := st.Recv()
+	if err == nil && f.GetWantRevocations() != nil {
+		if err := sendList(ctx, st, r.Self.Revocations()); err != nil {
+			return err
+		}
+		f, err = st.Recv()
+	}
 	if err != nil {
 		return endOf(ctx, err)
 	}
@@ -189,6 +195,13 @@ func (r *Registrar) recover(ctx context.Context, conn *Conn, st RecoverStream) e
 		return fmt.Errorf("the component refused: %w", refusal)
 	}
 	attempt, refusal := r.readRecovery(f.GetRequest(), conn)
+	if refusal == nil && r.WantRevocations != nil && r.WantRevocations(ctx, attempt) {
+		list, err := askList(ctx, st)
+		if err != nil {
+			return err
+		}
+		r.Revocations(ctx, attempt, list)
+	}
 	var grant *control.JoinGrant
 	if refusal == nil {
 		grant, refusal = r.Renew(ctx, attempt)

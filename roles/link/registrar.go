@@ -45,6 +45,12 @@ type Registrar struct {
 	// The same attempt may come again and gets the same grant.
 	Renew func(ctx context.Context, a RenewAttempt) (*control.JoinGrant, *pki.Refusal)
 
+	// WantRevocations, if set, says that a component which recovers is to show
+	// the signed revocation list it holds first; Revocations then takes it, as
+	// CoreEnd's does. It holds none when the list is empty.
+	WantRevocations func(ctx context.Context, a RenewAttempt) bool
+	Revocations     func(ctx context.Context, a RenewAttempt, list *control.RevocationList)
+
 	// Recovered, if set, hears that a component has its grant on disk. It may
 	// never come.
 	Recovered func(ctx context.Context, a RenewAttempt)
