@@ -56,6 +56,9 @@ func (s *CAState) equal(o CAState) bool { return s.Phase == o.Phase && bytes.Equ
 // them. A step is intended here, then done there, then settled here; whatever
 // point a crash comes at, settling at the next start finds either that the step
 // was done, or that it is still intended and is to be done now.
+//
+// Taking an activation back is two steps of one intent: after the first, which
+// leads to published, [StepRollback] is still intended.
 type Rotation struct {
 	CAState
 	Wait     time.Duration // how long each phase waits for absent components
@@ -151,7 +154,7 @@ func (c *Core) ExtendRotation(ctx context.Context, actor Actor, wait time.Durati
 // SettleRotation makes the store agree with the CA's files: at every start and
 // after every step. When they have changed, the intent is done and the phase's
 // time begins; when they have not, an intent is still there and is to be carried
-// out.
+// out. So it is after the first step back from activated.
 func (c *Core) SettleRotation(ctx context.Context, actor Actor, ca CAState, now time.Time) (Rotation, error) {
 	var r Rotation
 	err := c.decide(ctx, actor, func(t *tx) (err error) {
@@ -175,10 +178,14 @@ func (c *Core) SettleRotation(ctx context.Context, actor Actor, ca CAState, now 
 		if r.Phase != "" {
 			detail += ", was " + r.Phase
 		}
+		halfBack := r.Intent == StepRollback && r.Phase == PhaseActivated && ca.Phase == PhasePublished
 		if r.CAState = ca; ca.Since.IsZero() {
 			r.Since = now.UTC()
 		}
-		r.Intent, r.Intended, r.Deadline = "", time.Time{}, time.Time{}
+		r.Deadline = time.Time{}
+		if !halfBack {
+			r.Intent, r.Intended = "", time.Time{}
+		}
 		if ca.Phase == PhaseSteady {
 			r.Wait, r.Skipped = 0, nil
 			if _, err := t.exec("UPDATE acknowledgements SET skipped = 0 WHERE skipped <> 0"); err != nil {
@@ -190,8 +197,8 @@ func (c *Core) SettleRotation(ctx context.Context, actor Actor, ca CAState, now 
 			}
 			r.Deadline = now.Add(r.Wait).UTC()
 		}
-		if _, err := t.exec("UPDATE rotation SET phase = ?, root = ?, since = ?, wait = ?, deadline = ?, intent = '', intended = 0",
-			r.Phase, r.Root, nanos(r.Since), int64(r.Wait), nanos(r.Deadline)); err != nil {
+		if _, err := t.exec("UPDATE rotation SET phase = ?, root = ?, since = ?, wait = ?, deadline = ?, intent = ?, intended = ?",
+			r.Phase, r.Root, nanos(r.Since), int64(r.Wait), nanos(r.Deadline), r.Intent, nanos(r.Intended)); err != nil {
 			return err
 		}
 		return t.audit("ca.phase", "ca", fmt.Sprintf("%s %s; issues under root %x", r.Phase, detail, r.Root))

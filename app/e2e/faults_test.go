@@ -59,7 +59,7 @@ func (d *deployment) died(p *process, point string) {
 	d.t.Helper()
 	select {
 	case <-p.done:
-	case <-time.After(60 * time.Second):
+	case <-time.After(90 * time.Second):
 		d.t.Fatalf("%s did not come to %s", p.name, point)
 	}
 	if status, ok := p.state.Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGKILL {
@@ -109,11 +109,19 @@ func (d *deployment) sound(after string, gateways ...string) {
 	}
 }
 
-// joinings counts how often core has let a gateway join.
-func (d *deployment) joinings(gateway string) (n int) {
+// soundEdges waits until calls go through each of these edges.
+func (d *deployment) soundEdges(after string, publics ...string) {
+	d.t.Helper()
+	for _, public := range publics {
+		callsGoThrough(d.t, d.clientAt(public), "after "+after+" at "+public)
+	}
+}
+
+// joinings counts how often core has let a component join.
+func (d *deployment) joinings(component string) (n int) {
 	d.t.Helper()
 	for line := range strings.SplitSeq(run(d.t, d.coreEnv, "audit", "ls", "--limit", "500"), "\n") {
-		if strings.Contains(line, "component.join") && slices.Contains(strings.Fields(line), "gateway/"+gateway) {
+		if strings.Contains(line, "component.join") && slices.Contains(strings.Fields(line), component) {
 			n++
 		}
 	}
@@ -133,14 +141,15 @@ func mortalCore(t *testing.T, coreFlags ...string) *deployment {
 	return d
 }
 
-// TestKilledAnywhere kills -9 at every step of joining, renewal, rotation and
-// restoring. Whoever was killed is started again as he was, and nothing else is
+// TestKilledAnywhere kills -9 at every step of joining, renewal, recovery,
+// rotation and restoring. Whoever was killed is started again as he was, and nothing else is
 // done: everything is then as before the step or as after it, and everybody is
 // connected.
 func TestKilledAnywhere(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes minutes; not with -short")
 	}
+	t.Parallel()
 	t.Run("join", killedJoining)
 	t.Run("renewal", killedRenewing)
 	t.Run("rotation", func(t *testing.T) {
@@ -151,6 +160,10 @@ func TestKilledAnywhere(t *testing.T) {
 		killedRotating(t, [3]string{"authority.age-placed", "activate-intended", "retire-intended"},
 			[3]string{"publish-settled", "authority.age-placed", "authority.age-written"})
 	})
+	t.Run("rollback", killedRollingBack)
+	t.Run("a CA that is known to others", killedDisowning)
+	t.Run("recovery", killedRecovering)
+	t.Run("core's own renewal", killedRenewingCore)
 	t.Run("restore", killedRestoring)
 }
 
@@ -158,35 +171,52 @@ func killedJoining(t *testing.T) {
 	t.Parallel()
 	d := mortalCore(t)
 	upstream := "SALLYPORT_UPSTREAM=interop=" + startInteropServer(t)
-	var names []string
-	invite := func() *process {
-		name := fmt.Sprintf("g%d", len(names)+1)
-		names = append(names, name)
-		g := d.inviteGateway(name, serveTests, upstream)
-		d.mortal(g)
-		return g
+	var gateways, proxies []string
+	var edges []string
+	gateway := func() *process {
+		gateways = append(gateways, fmt.Sprintf("g%d", len(gateways)+1))
+		return d.inviteGateway(gateways[len(gateways)-1], serveTests, upstream)
+	}
+	proxy := func() *process {
+		proxies = append(proxies, fmt.Sprintf("p%d", len(proxies)+1))
+		p, public := d.inviteProxy(proxies[len(proxies)-1])
+		edges = append(edges, public)
+		return p
 	}
 	points := []string{"pending.key-written", "pending.key-placed", "join-key-saved", "join-request-sent",
 		"join-grant-received", "identity.pem-written", "identity.pem-placed", "join-stored"}
-	for _, point := range points { // the newcomer dies
-		g := invite()
-		d.arm(g.name, point)
-		g.start(t)
-		d.died(g, point)
-		g.start(t)
+	for _, invite := range []func() *process{gateway, proxy} {
+		for _, point := range points { // the newcomer dies
+			p := invite()
+			d.mortal(p)
+			d.arm(p.name, point)
+			p.start(t)
+			d.died(p, point)
+			p.start(t)
+		}
 	}
-	d.sound("newcomers", names...)
-	for _, point := range []string{"join-decided", "join-recorded"} { // core dies
-		g := invite()
-		d.arm("core", point)
-		g.start(t)
-		d.died(d.core, point)
-		d.core.start(t)
-		d.sound(point, names...)
+	d.sound("newcomers", gateways...)
+	d.soundEdges("newcomers", edges...)
+	for _, invite := range []func() *process{gateway, proxy} {
+		for _, point := range []string{"join-decided", "join-recorded"} { // core dies
+			p := invite()
+			d.arm("core", point)
+			p.start(t)
+			d.died(d.core, point)
+			d.core.start(t)
+			d.waitReady(p.name)
+			d.sound(point, gateways...)
+		}
 	}
-	for _, name := range names {
-		if n := d.joinings(name); n != 1 {
-			t.Errorf("%s joined %d times", name, n)
+	d.soundEdges("core", edges...)
+	for _, name := range gateways {
+		if n := d.joinings("gateway/" + name); n != 1 {
+			t.Errorf("gateway %s joined %d times", name, n)
+		}
+	}
+	for _, name := range proxies {
+		if n := d.joinings("proxy/" + name); n != 1 {
+			t.Errorf("proxy %s joined %d times", name, n)
 		}
 	}
 }
@@ -226,56 +256,6 @@ func killedRenewing(t *testing.T) {
 		return nil
 	})
 	d.sound("after it", names...)
-}
-
-// killedRotating rotates the CA as often as there are rotations; core dies once
-// in publishing, in activating and in retiring.
-func killedRotating(t *testing.T, rotations ...[3]string) {
-	t.Parallel()
-	d := mortalCore(t, "--cert-lifetime", "1m")
-	upstream := "SALLYPORT_UPSTREAM=interop=" + startInteropServer(t)
-	d.addGateway("office", serveTests, upstream)
-	// The rotation waits in each phase for one that is away, so that the state
-	// after each step can be looked at.
-	away := d.addGateway("away", serveTests, upstream)
-	phase := func(want string) {
-		t.Helper()
-		eventually(t, 30*time.Second, "the CA is "+want, func() error {
-			out, errOut, err := tryRun(d.coreEnv, "ca", "rotate", "--status", "--json")
-			if err != nil || !strings.Contains(out, `"`+want+`"`) {
-				return errors.New(out + errOut)
-			}
-			return nil
-		})
-	}
-	root := run(t, d.coreEnv, "ca", "export")
-	for _, moments := range rotations {
-		away.kill()
-		d.arm("core", moments[0])
-		tryRun(d.coreEnv, "ca", "rotate")
-		d.died(d.core, moments[0])
-		d.core.start(t)
-		phase("published")
-		d.sound("publish: "+moments[0], "office")
-
-		d.arm("core", moments[1])
-		away.start(t)
-		d.died(d.core, moments[1])
-		away.kill()
-		d.core.start(t)
-		phase("activated")
-		d.sound("activate: "+moments[1], "office")
-
-		d.arm("core", moments[2])
-		away.start(t)
-		d.died(d.core, moments[2])
-		d.core.start(t)
-		phase("steady")
-		d.sound("retire: "+moments[2], "office", "away")
-	}
-	if now := run(t, d.coreEnv, "ca", "export"); now == root {
-		t.Error("the root is the same as before")
-	}
 }
 
 func killedRestoring(t *testing.T) {

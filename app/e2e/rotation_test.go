@@ -117,16 +117,23 @@ func (d *deployment) waitState(role, name string, states ...string) {
 // addProxy joins another proxy and returns where it takes calls.
 func (d *deployment) addProxy(name string) (public string) {
 	d.t.Helper()
-	grpcAddr, public := fmt.Sprintf("127.0.0.1:%d", freePort(d.t)), fmt.Sprintf("127.0.0.1:%d", freePort(d.t))
-	line := strings.TrimSpace(run(d.t, d.coreEnv, "proxy", "add", name, "--address", grpcAddr, "--core-ip", "127.0.0.1"))
-	d.health[name] = fmt.Sprintf("127.0.0.1:%d", freePort(d.t))
-	p := &process{name: name, log: &buffer{}, args: []string{"sh", "-c", "exec " + line},
-		env: baseEnv("SALLYPORT_DATA_DIR="+filepath.Join(d.dir, name), "SALLYPORT_GRPC_ADDRESS="+grpcAddr,
-			"SALLYPORT_PUBLIC_ADDRESS="+public, "SALLYPORT_HEALTH_ADDRESS="+d.health[name])}
-	d.gateways[name] = p
+	p, public := d.inviteProxy(name)
 	p.start(d.t)
 	d.waitReady(name)
 	return public
+}
+
+// inviteProxy adds a proxy, to be started by the line that core printed.
+func (d *deployment) inviteProxy(name string) (p *process, public string) {
+	d.t.Helper()
+	grpcAddr, public := fmt.Sprintf("127.0.0.1:%d", freePort(d.t)), fmt.Sprintf("127.0.0.1:%d", freePort(d.t))
+	line := strings.TrimSpace(run(d.t, d.coreEnv, "proxy", "add", name, "--address", grpcAddr, "--core-ip", "127.0.0.1"))
+	d.health[name] = fmt.Sprintf("127.0.0.1:%d", freePort(d.t))
+	p = &process{name: name, log: &buffer{}, args: []string{"sh", "-c", "exec " + line},
+		env: baseEnv("SALLYPORT_DATA_DIR="+filepath.Join(d.dir, name), "SALLYPORT_GRPC_ADDRESS="+grpcAddr,
+			"SALLYPORT_PUBLIC_ADDRESS="+public, "SALLYPORT_HEALTH_ADDRESS="+d.health[name])}
+	d.gateways[name] = p
+	return p, public
 }
 
 // clientAt is a client of the edge at public that trusts the roots of now, and
@@ -329,12 +336,7 @@ func TestCompromisedCA(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	run(t, d.coreEnv, "gateway", "rm", "office")
-	run(t, d.coreEnv, "proxy", "rm", "dmz1")
-	line := strings.TrimSpace(run(t, d.coreEnv, "proxy", "add", "dmz1", "--address", d.proxyGRPC, "--core-ip", "127.0.0.1"))
-	d.proxy.args = []string{"sh", "-c", "exec " + line}
-	d.proxy.start(t)
-	d.waitReady("proxy")
+	d.joinAgain()
 	d.addGateway("office", nil, upstream)
 	d.waitRouted(testService, "office")
 	callsGoThrough(t, d.clientAt(d.public), "the edge that joined again")

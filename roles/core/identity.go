@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"sallyport/acme/pki"
+	"sallyport/configs/fault"
 )
 
 // coreName is the name in core's identity; there is one core.
@@ -56,10 +57,12 @@ func (c *core) refreshIdentity(ctx context.Context, now time.Time) error {
 	if err := c.record(ctx, actorCore, ca, issued, string(pki.RoleCore), id, 1, ""); err != nil {
 		return err
 	}
+	fault.Point("own certificate", "recorded")
 	credentials = &pki.Credentials{ID: id, Chain: issued.Chain, Key: key}
 	if err := pki.SaveCredentials(dir, credentials, ca.Bundle()); err != nil {
 		return fmt.Errorf("save core's own certificate: %w", err)
 	}
+	fault.Point("own certificate", "saved")
 	c.show(ca, credentials)
 	c.log.Info("core has a new certificate of its own", "serial", issued.Serial, "not_after", issued.Chain[0].NotAfter)
 	return nil

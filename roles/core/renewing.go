@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"sallyport/acme/pki"
+	"sallyport/configs/fault"
 	"sallyport/roles/control"
 	"sallyport/roles/link"
 	"sallyport/store"
@@ -42,11 +43,17 @@ func (c *core) renew(ctx context.Context, a link.RenewAttempt) (*control.JoinGra
 			if err != nil {
 				return store.CertificateRecord{}, nil, err
 			}
+			if a.Recovery {
+				fault.Point("recovery", "issued")
+			}
 			record, err := recordOf(ca, issued, string(r.Role), identityOf(ca, r), r.Incarnation)
 			return record, issued.DER(), err
 		}}, now)
 	if err != nil {
 		return nil, c.refuseKey(ctx, k, use, true, err)
+	}
+	if a.Recovery {
+		fault.Point("recovery", "recorded")
 	}
 	if !renewed.Again {
 		how := "renewed its certificate"

@@ -141,13 +141,7 @@ func (r *rotation) advanceLocked(ctx context.Context, now time.Time) error {
 		if err := r.do(ctx, step, now); err != nil {
 			return err
 		}
-		r.intended.Store(false)
-		if step == store.StepRollback && state.Phase == store.PhaseActivated {
-			// The second step waits until nobody has a certificate of the new root.
-			if err := r.core.db.IntendRotation(ctx, actorCore, store.StepRollback, 0, now); err != nil {
-				return err
-			}
-		}
+		r.intended.Store(false) // a second step back is taken from published, where run looks in any case
 	}
 	return nil
 }
