@@ -62,6 +62,7 @@ var ranks = map[string]int{
 	"sallyport/roles/policy":       1,
 	"sallyport/acme/pki":           1,
 	"sallyport/firewall":           1,
+	"sallyport/roles/policy/token": 2,
 	"sallyport/roles/link":         2,
 	"sallyport/roles/relay":        2,
 	"sallyport/roles/console":      2,

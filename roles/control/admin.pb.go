@@ -1516,10 +1516,12 @@ func (x *ShowPolicyResponse) GetAppliedUnix() int64 {
 
 type ExplainPolicyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Caller        string                 `protobuf:"bytes,1,opt,name=caller,proto3" json:"caller,omitempty"` // spiffe://…, cn:NAME, apikey:NAME, anonymous
+	Caller        string                 `protobuf:"bytes,1,opt,name=caller,proto3" json:"caller,omitempty"` // spiffe://…, cn:NAME, apikey:NAME, ISSUER#SUBJECT, anonymous
 	Method        string                 `protobuf:"bytes,2,opt,name=method,proto3" json:"method,omitempty"`
 	Via           string                 `protobuf:"bytes,3,opt,name=via,proto3" json:"via,omitempty"` // proxy:NAME or gateway:NAME, empty: any
 	ClientCa      string                 `protobuf:"bytes,4,opt,name=client_ca,json=clientCa,proto3" json:"client_ca,omitempty"`
+	Token         string                 `protobuf:"bytes,5,opt,name=token,proto3" json:"token,omitempty"`   // a token instead of caller, verified as in a call
+	Claims        []string               `protobuf:"bytes,6,rep,name=claims,proto3" json:"claims,omitempty"` // with ISSUER#SUBJECT: words that the token's permission claims hold
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1582,6 +1584,20 @@ func (x *ExplainPolicyRequest) GetClientCa() string {
 	return ""
 }
 
+func (x *ExplainPolicyRequest) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *ExplainPolicyRequest) GetClaims() []string {
+	if x != nil {
+		return x.Claims
+	}
+	return nil
+}
+
 type ExplainPolicyResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Allowed       bool                   `protobuf:"varint,1,opt,name=allowed,proto3" json:"allowed,omitempty"`
@@ -1592,6 +1608,8 @@ type ExplainPolicyResponse struct {
 	Holds         []string               `protobuf:"bytes,6,rep,name=holds,proto3" json:"holds,omitempty"`
 	Grants        []string               `protobuf:"bytes,7,rep,name=grants,proto3" json:"grants,omitempty"`
 	Gateways      []string               `protobuf:"bytes,8,rep,name=gateways,proto3" json:"gateways,omitempty"`
+	Caller        string                 `protobuf:"bytes,9,opt,name=caller,proto3" json:"caller,omitempty"`    // who the token is of
+	Refused       string                 `protobuf:"bytes,10,opt,name=refused,proto3" json:"refused,omitempty"` // why the token is not accepted; nothing else is set then but code and reason
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1680,6 +1698,20 @@ func (x *ExplainPolicyResponse) GetGateways() []string {
 		return x.Gateways
 	}
 	return nil
+}
+
+func (x *ExplainPolicyResponse) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *ExplainPolicyResponse) GetRefused() string {
+	if x != nil {
+		return x.Refused
+	}
+	return ""
 }
 
 type CreateAPIKeyRequest struct {
@@ -3355,12 +3387,14 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x16\n" +
 	"\x06policy\x18\x02 \x01(\fR\x06policy\x12\x14\n" +
 	"\x05actor\x18\x03 \x01(\tR\x05actor\x12!\n" +
-	"\fapplied_unix\x18\x04 \x01(\x03R\vappliedUnix\"u\n" +
+	"\fapplied_unix\x18\x04 \x01(\x03R\vappliedUnix\"\xa3\x01\n" +
 	"\x14ExplainPolicyRequest\x12\x16\n" +
 	"\x06caller\x18\x01 \x01(\tR\x06caller\x12\x16\n" +
 	"\x06method\x18\x02 \x01(\tR\x06method\x12\x10\n" +
 	"\x03via\x18\x03 \x01(\tR\x03via\x12\x1b\n" +
-	"\tclient_ca\x18\x04 \x01(\tR\bclientCa\"\xcf\x01\n" +
+	"\tclient_ca\x18\x04 \x01(\tR\bclientCa\x12\x14\n" +
+	"\x05token\x18\x05 \x01(\tR\x05token\x12\x16\n" +
+	"\x06claims\x18\x06 \x03(\tR\x06claims\"\x81\x02\n" +
 	"\x15ExplainPolicyResponse\x12\x18\n" +
 	"\aallowed\x18\x01 \x01(\bR\aallowed\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\tR\x04code\x12\x16\n" +
@@ -3369,7 +3403,10 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\x05needs\x18\x05 \x03(\tR\x05needs\x12\x14\n" +
 	"\x05holds\x18\x06 \x03(\tR\x05holds\x12\x16\n" +
 	"\x06grants\x18\a \x03(\tR\x06grants\x12\x1a\n" +
-	"\bgateways\x18\b \x03(\tR\bgateways\"J\n" +
+	"\bgateways\x18\b \x03(\tR\bgateways\x12\x16\n" +
+	"\x06caller\x18\t \x01(\tR\x06caller\x12\x18\n" +
+	"\arefused\x18\n" +
+	" \x01(\tR\arefused\"J\n" +
 	"\x13CreateAPIKeyRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
 	"\vttl_seconds\x18\x02 \x01(\x03R\n" +

@@ -70,7 +70,7 @@ func (x CertificateRequest_Purpose) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CertificateRequest_Purpose.Descriptor instead.
 func (CertificateRequest_Purpose) EnumDescriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{22, 0}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{23, 0}
 }
 
 // Frame is one message of a control session. A component sends hello first and
@@ -1226,6 +1226,7 @@ type ProxyPart struct {
 	ApiKeys       []*APIKey              `protobuf:"bytes,2,rep,name=api_keys,json=apiKeys,proto3" json:"api_keys,omitempty"`
 	Services      []*Service             `protobuf:"bytes,3,rep,name=services,proto3" json:"services,omitempty"`
 	Descriptors   [][]byte               `protobuf:"bytes,4,rep,name=descriptors,proto3" json:"descriptors,omitempty"` // serialized FileDescriptorProto, each file once
+	Issuers       []*IssuerKeys          `protobuf:"bytes,5,rep,name=issuers,proto3" json:"issuers,omitempty"`         // of the policy's issuers, those whose keys core knows
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1288,6 +1289,66 @@ func (x *ProxyPart) GetDescriptors() [][]byte {
 	return nil
 }
 
+func (x *ProxyPart) GetIssuers() []*IssuerKeys {
+	if x != nil {
+		return x.Issuers
+	}
+	return nil
+}
+
+// IssuerKeys are the public keys by which tokens of an issuer are verified.
+type IssuerKeys struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Url           string                 `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
+	Jwks          []byte                 `protobuf:"bytes,2,opt,name=jwks,proto3" json:"jwks,omitempty"` // JSON Web Key Set, RFC 7517
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssuerKeys) Reset() {
+	*x = IssuerKeys{}
+	mi := &file_roles_control_session_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssuerKeys) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssuerKeys) ProtoMessage() {}
+
+func (x *IssuerKeys) ProtoReflect() protoreflect.Message {
+	mi := &file_roles_control_session_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssuerKeys.ProtoReflect.Descriptor instead.
+func (*IssuerKeys) Descriptor() ([]byte, []int) {
+	return file_roles_control_session_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *IssuerKeys) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *IssuerKeys) GetJwks() []byte {
+	if x != nil {
+		return x.Jwks
+	}
+	return nil
+}
+
 type APIKey struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1299,7 +1360,7 @@ type APIKey struct {
 
 func (x *APIKey) Reset() {
 	*x = APIKey{}
-	mi := &file_roles_control_session_proto_msgTypes[14]
+	mi := &file_roles_control_session_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1311,7 +1372,7 @@ func (x *APIKey) String() string {
 func (*APIKey) ProtoMessage() {}
 
 func (x *APIKey) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[14]
+	mi := &file_roles_control_session_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1324,7 +1385,7 @@ func (x *APIKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use APIKey.ProtoReflect.Descriptor instead.
 func (*APIKey) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{14}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *APIKey) GetName() string {
@@ -1359,7 +1420,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_roles_control_session_proto_msgTypes[15]
+	mi := &file_roles_control_session_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1371,7 +1432,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[15]
+	mi := &file_roles_control_session_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1384,7 +1445,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{15}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Service) GetName() string {
@@ -1413,7 +1474,7 @@ type GatewayPart struct {
 
 func (x *GatewayPart) Reset() {
 	*x = GatewayPart{}
-	mi := &file_roles_control_session_proto_msgTypes[16]
+	mi := &file_roles_control_session_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1425,7 +1486,7 @@ func (x *GatewayPart) String() string {
 func (*GatewayPart) ProtoMessage() {}
 
 func (x *GatewayPart) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[16]
+	mi := &file_roles_control_session_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1438,7 +1499,7 @@ func (x *GatewayPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GatewayPart.ProtoReflect.Descriptor instead.
 func (*GatewayPart) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{16}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GatewayPart) GetServe() []string {
@@ -1474,7 +1535,7 @@ type ServiceVerdict struct {
 
 func (x *ServiceVerdict) Reset() {
 	*x = ServiceVerdict{}
-	mi := &file_roles_control_session_proto_msgTypes[17]
+	mi := &file_roles_control_session_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1486,7 +1547,7 @@ func (x *ServiceVerdict) String() string {
 func (*ServiceVerdict) ProtoMessage() {}
 
 func (x *ServiceVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[17]
+	mi := &file_roles_control_session_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1499,7 +1560,7 @@ func (x *ServiceVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceVerdict.ProtoReflect.Descriptor instead.
 func (*ServiceVerdict) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{17}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ServiceVerdict) GetService() string {
@@ -1538,7 +1599,7 @@ type MethodRule struct {
 
 func (x *MethodRule) Reset() {
 	*x = MethodRule{}
-	mi := &file_roles_control_session_proto_msgTypes[18]
+	mi := &file_roles_control_session_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1550,7 +1611,7 @@ func (x *MethodRule) String() string {
 func (*MethodRule) ProtoMessage() {}
 
 func (x *MethodRule) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[18]
+	mi := &file_roles_control_session_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1563,7 +1624,7 @@ func (x *MethodRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MethodRule.ProtoReflect.Descriptor instead.
 func (*MethodRule) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{18}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *MethodRule) GetMatch() string {
@@ -1613,7 +1674,7 @@ type Announcement struct {
 
 func (x *Announcement) Reset() {
 	*x = Announcement{}
-	mi := &file_roles_control_session_proto_msgTypes[19]
+	mi := &file_roles_control_session_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1625,7 +1686,7 @@ func (x *Announcement) String() string {
 func (*Announcement) ProtoMessage() {}
 
 func (x *Announcement) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[19]
+	mi := &file_roles_control_session_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1638,7 +1699,7 @@ func (x *Announcement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Announcement.ProtoReflect.Descriptor instead.
 func (*Announcement) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{19}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Announcement) GetServices() []*AnnouncedService {
@@ -1674,7 +1735,7 @@ type AnnouncedService struct {
 
 func (x *AnnouncedService) Reset() {
 	*x = AnnouncedService{}
-	mi := &file_roles_control_session_proto_msgTypes[20]
+	mi := &file_roles_control_session_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1686,7 +1747,7 @@ func (x *AnnouncedService) String() string {
 func (*AnnouncedService) ProtoMessage() {}
 
 func (x *AnnouncedService) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[20]
+	mi := &file_roles_control_session_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1699,7 +1760,7 @@ func (x *AnnouncedService) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnnouncedService.ProtoReflect.Descriptor instead.
 func (*AnnouncedService) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{20}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AnnouncedService) GetName() string {
@@ -1742,7 +1803,7 @@ type UpstreamState struct {
 
 func (x *UpstreamState) Reset() {
 	*x = UpstreamState{}
-	mi := &file_roles_control_session_proto_msgTypes[21]
+	mi := &file_roles_control_session_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1754,7 +1815,7 @@ func (x *UpstreamState) String() string {
 func (*UpstreamState) ProtoMessage() {}
 
 func (x *UpstreamState) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[21]
+	mi := &file_roles_control_session_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1767,7 +1828,7 @@ func (x *UpstreamState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpstreamState.ProtoReflect.Descriptor instead.
 func (*UpstreamState) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{21}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *UpstreamState) GetName() string {
@@ -1811,7 +1872,7 @@ type CertificateRequest struct {
 
 func (x *CertificateRequest) Reset() {
 	*x = CertificateRequest{}
-	mi := &file_roles_control_session_proto_msgTypes[22]
+	mi := &file_roles_control_session_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1823,7 +1884,7 @@ func (x *CertificateRequest) String() string {
 func (*CertificateRequest) ProtoMessage() {}
 
 func (x *CertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[22]
+	mi := &file_roles_control_session_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1836,7 +1897,7 @@ func (x *CertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateRequest.ProtoReflect.Descriptor instead.
 func (*CertificateRequest) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{22}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CertificateRequest) GetId() uint64 {
@@ -1871,7 +1932,7 @@ type CertificateResponse struct {
 
 func (x *CertificateResponse) Reset() {
 	*x = CertificateResponse{}
-	mi := &file_roles_control_session_proto_msgTypes[23]
+	mi := &file_roles_control_session_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1883,7 +1944,7 @@ func (x *CertificateResponse) String() string {
 func (*CertificateResponse) ProtoMessage() {}
 
 func (x *CertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[23]
+	mi := &file_roles_control_session_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1896,7 +1957,7 @@ func (x *CertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateResponse.ProtoReflect.Descriptor instead.
 func (*CertificateResponse) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{23}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CertificateResponse) GetId() uint64 {
@@ -1931,7 +1992,7 @@ type DenialReport struct {
 
 func (x *DenialReport) Reset() {
 	*x = DenialReport{}
-	mi := &file_roles_control_session_proto_msgTypes[24]
+	mi := &file_roles_control_session_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1943,7 +2004,7 @@ func (x *DenialReport) String() string {
 func (*DenialReport) ProtoMessage() {}
 
 func (x *DenialReport) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[24]
+	mi := &file_roles_control_session_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1956,7 +2017,7 @@ func (x *DenialReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DenialReport.ProtoReflect.Descriptor instead.
 func (*DenialReport) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{24}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DenialReport) GetDenials() []*Denial {
@@ -1987,7 +2048,7 @@ type Denial struct {
 
 func (x *Denial) Reset() {
 	*x = Denial{}
-	mi := &file_roles_control_session_proto_msgTypes[25]
+	mi := &file_roles_control_session_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1999,7 +2060,7 @@ func (x *Denial) String() string {
 func (*Denial) ProtoMessage() {}
 
 func (x *Denial) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[25]
+	mi := &file_roles_control_session_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2012,7 +2073,7 @@ func (x *Denial) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Denial.ProtoReflect.Descriptor instead.
 func (*Denial) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{25}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Denial) GetCaller() string {
@@ -2071,7 +2132,7 @@ type RevocationList struct {
 
 func (x *RevocationList) Reset() {
 	*x = RevocationList{}
-	mi := &file_roles_control_session_proto_msgTypes[26]
+	mi := &file_roles_control_session_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2083,7 +2144,7 @@ func (x *RevocationList) String() string {
 func (*RevocationList) ProtoMessage() {}
 
 func (x *RevocationList) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[26]
+	mi := &file_roles_control_session_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2096,7 +2157,7 @@ func (x *RevocationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationList.ProtoReflect.Descriptor instead.
 func (*RevocationList) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{26}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RevocationList) GetPayload() []byte {
@@ -2131,7 +2192,7 @@ type RevocationListHead struct {
 
 func (x *RevocationListHead) Reset() {
 	*x = RevocationListHead{}
-	mi := &file_roles_control_session_proto_msgTypes[27]
+	mi := &file_roles_control_session_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2143,7 +2204,7 @@ func (x *RevocationListHead) String() string {
 func (*RevocationListHead) ProtoMessage() {}
 
 func (x *RevocationListHead) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[27]
+	mi := &file_roles_control_session_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2156,7 +2217,7 @@ func (x *RevocationListHead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationListHead.ProtoReflect.Descriptor instead.
 func (*RevocationListHead) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{27}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RevocationListHead) GetSequence() uint64 {
@@ -2184,7 +2245,7 @@ type OutsideCertificate struct {
 
 func (x *OutsideCertificate) Reset() {
 	*x = OutsideCertificate{}
-	mi := &file_roles_control_session_proto_msgTypes[28]
+	mi := &file_roles_control_session_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2196,7 +2257,7 @@ func (x *OutsideCertificate) String() string {
 func (*OutsideCertificate) ProtoMessage() {}
 
 func (x *OutsideCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[28]
+	mi := &file_roles_control_session_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2209,7 +2270,7 @@ func (x *OutsideCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutsideCertificate.ProtoReflect.Descriptor instead.
 func (*OutsideCertificate) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{28}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *OutsideCertificate) GetMode() string {
@@ -2241,7 +2302,7 @@ type Certificate struct {
 
 func (x *Certificate) Reset() {
 	*x = Certificate{}
-	mi := &file_roles_control_session_proto_msgTypes[29]
+	mi := &file_roles_control_session_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2253,7 +2314,7 @@ func (x *Certificate) String() string {
 func (*Certificate) ProtoMessage() {}
 
 func (x *Certificate) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[29]
+	mi := &file_roles_control_session_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2266,7 +2327,7 @@ func (x *Certificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
 func (*Certificate) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{29}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Certificate) GetWhat() string {
@@ -2323,7 +2384,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_roles_control_session_proto_msgTypes[30]
+	mi := &file_roles_control_session_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2335,7 +2396,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[30]
+	mi := &file_roles_control_session_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2348,7 +2409,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{30}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Alert) GetCode() string {
@@ -2464,12 +2525,17 @@ const file_roles_control_session_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x01 \x01(\v2 .sallyport.control.v1.GenerationR\n" +
 	"generation\x12\x14\n" +
-	"\x05error\x18\x02 \x01(\tR\x05error\"\xb9\x01\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\"\xf5\x01\n" +
 	"\tProxyPart\x12\x16\n" +
 	"\x06policy\x18\x01 \x01(\fR\x06policy\x127\n" +
 	"\bapi_keys\x18\x02 \x03(\v2\x1c.sallyport.control.v1.APIKeyR\aapiKeys\x129\n" +
 	"\bservices\x18\x03 \x03(\v2\x1d.sallyport.control.v1.ServiceR\bservices\x12 \n" +
-	"\vdescriptors\x18\x04 \x03(\fR\vdescriptors\"W\n" +
+	"\vdescriptors\x18\x04 \x03(\fR\vdescriptors\x12:\n" +
+	"\aissuers\x18\x05 \x03(\v2 .sallyport.control.v1.IssuerKeysR\aissuers\"2\n" +
+	"\n" +
+	"IssuerKeys\x12\x10\n" +
+	"\x03url\x18\x01 \x01(\tR\x03url\x12\x12\n" +
+	"\x04jwks\x18\x02 \x01(\fR\x04jwks\"W\n" +
 	"\x06APIKey\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06sha256\x18\x02 \x01(\fR\x06sha256\x12!\n" +
@@ -2568,7 +2634,7 @@ func file_roles_control_session_proto_rawDescGZIP() []byte {
 }
 
 var file_roles_control_session_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_roles_control_session_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_roles_control_session_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_roles_control_session_proto_goTypes = []any{
 	(CertificateRequest_Purpose)(0), // 0: sallyport.control.v1.CertificateRequest.Purpose
 	(*Frame)(nil),                   // 1: sallyport.control.v1.Frame
@@ -2585,68 +2651,70 @@ var file_roles_control_session_proto_goTypes = []any{
 	(*Snapshot)(nil),                // 12: sallyport.control.v1.Snapshot
 	(*SnapshotAck)(nil),             // 13: sallyport.control.v1.SnapshotAck
 	(*ProxyPart)(nil),               // 14: sallyport.control.v1.ProxyPart
-	(*APIKey)(nil),                  // 15: sallyport.control.v1.APIKey
-	(*Service)(nil),                 // 16: sallyport.control.v1.Service
-	(*GatewayPart)(nil),             // 17: sallyport.control.v1.GatewayPart
-	(*ServiceVerdict)(nil),          // 18: sallyport.control.v1.ServiceVerdict
-	(*MethodRule)(nil),              // 19: sallyport.control.v1.MethodRule
-	(*Announcement)(nil),            // 20: sallyport.control.v1.Announcement
-	(*AnnouncedService)(nil),        // 21: sallyport.control.v1.AnnouncedService
-	(*UpstreamState)(nil),           // 22: sallyport.control.v1.UpstreamState
-	(*CertificateRequest)(nil),      // 23: sallyport.control.v1.CertificateRequest
-	(*CertificateResponse)(nil),     // 24: sallyport.control.v1.CertificateResponse
-	(*DenialReport)(nil),            // 25: sallyport.control.v1.DenialReport
-	(*Denial)(nil),                  // 26: sallyport.control.v1.Denial
-	(*RevocationList)(nil),          // 27: sallyport.control.v1.RevocationList
-	(*RevocationListHead)(nil),      // 28: sallyport.control.v1.RevocationListHead
-	(*OutsideCertificate)(nil),      // 29: sallyport.control.v1.OutsideCertificate
-	(*Certificate)(nil),             // 30: sallyport.control.v1.Certificate
-	(*Alert)(nil),                   // 31: sallyport.control.v1.Alert
+	(*IssuerKeys)(nil),              // 15: sallyport.control.v1.IssuerKeys
+	(*APIKey)(nil),                  // 16: sallyport.control.v1.APIKey
+	(*Service)(nil),                 // 17: sallyport.control.v1.Service
+	(*GatewayPart)(nil),             // 18: sallyport.control.v1.GatewayPart
+	(*ServiceVerdict)(nil),          // 19: sallyport.control.v1.ServiceVerdict
+	(*MethodRule)(nil),              // 20: sallyport.control.v1.MethodRule
+	(*Announcement)(nil),            // 21: sallyport.control.v1.Announcement
+	(*AnnouncedService)(nil),        // 22: sallyport.control.v1.AnnouncedService
+	(*UpstreamState)(nil),           // 23: sallyport.control.v1.UpstreamState
+	(*CertificateRequest)(nil),      // 24: sallyport.control.v1.CertificateRequest
+	(*CertificateResponse)(nil),     // 25: sallyport.control.v1.CertificateResponse
+	(*DenialReport)(nil),            // 26: sallyport.control.v1.DenialReport
+	(*Denial)(nil),                  // 27: sallyport.control.v1.Denial
+	(*RevocationList)(nil),          // 28: sallyport.control.v1.RevocationList
+	(*RevocationListHead)(nil),      // 29: sallyport.control.v1.RevocationListHead
+	(*OutsideCertificate)(nil),      // 30: sallyport.control.v1.OutsideCertificate
+	(*Certificate)(nil),             // 31: sallyport.control.v1.Certificate
+	(*Alert)(nil),                   // 32: sallyport.control.v1.Alert
 }
 var file_roles_control_session_proto_depIdxs = []int32{
 	3,  // 0: sallyport.control.v1.Frame.hello:type_name -> sallyport.control.v1.Hello
 	7,  // 1: sallyport.control.v1.Frame.heartbeat:type_name -> sallyport.control.v1.Heartbeat
 	13, // 2: sallyport.control.v1.Frame.ack:type_name -> sallyport.control.v1.SnapshotAck
-	20, // 3: sallyport.control.v1.Frame.announcement:type_name -> sallyport.control.v1.Announcement
-	23, // 4: sallyport.control.v1.Frame.certificate_request:type_name -> sallyport.control.v1.CertificateRequest
-	25, // 5: sallyport.control.v1.Frame.denials:type_name -> sallyport.control.v1.DenialReport
-	27, // 6: sallyport.control.v1.Frame.revocation_list:type_name -> sallyport.control.v1.RevocationList
-	31, // 7: sallyport.control.v1.Frame.alert:type_name -> sallyport.control.v1.Alert
+	21, // 3: sallyport.control.v1.Frame.announcement:type_name -> sallyport.control.v1.Announcement
+	24, // 4: sallyport.control.v1.Frame.certificate_request:type_name -> sallyport.control.v1.CertificateRequest
+	26, // 5: sallyport.control.v1.Frame.denials:type_name -> sallyport.control.v1.DenialReport
+	28, // 6: sallyport.control.v1.Frame.revocation_list:type_name -> sallyport.control.v1.RevocationList
+	32, // 7: sallyport.control.v1.Frame.alert:type_name -> sallyport.control.v1.Alert
 	6,  // 8: sallyport.control.v1.Frame.renewed:type_name -> sallyport.control.v1.Renewed
 	5,  // 9: sallyport.control.v1.Frame.welcome:type_name -> sallyport.control.v1.Welcome
 	8,  // 10: sallyport.control.v1.Frame.heartbeat_reply:type_name -> sallyport.control.v1.HeartbeatReply
 	12, // 11: sallyport.control.v1.Frame.snapshot:type_name -> sallyport.control.v1.Snapshot
-	24, // 12: sallyport.control.v1.Frame.certificate_response:type_name -> sallyport.control.v1.CertificateResponse
+	25, // 12: sallyport.control.v1.Frame.certificate_response:type_name -> sallyport.control.v1.CertificateResponse
 	2,  // 13: sallyport.control.v1.Frame.refusal:type_name -> sallyport.control.v1.Refusal
 	9,  // 14: sallyport.control.v1.Hello.held:type_name -> sallyport.control.v1.Generation
-	28, // 15: sallyport.control.v1.Hello.revocations_held:type_name -> sallyport.control.v1.RevocationListHead
-	30, // 16: sallyport.control.v1.Hello.certificates:type_name -> sallyport.control.v1.Certificate
+	29, // 15: sallyport.control.v1.Hello.revocations_held:type_name -> sallyport.control.v1.RevocationListHead
+	31, // 16: sallyport.control.v1.Hello.certificates:type_name -> sallyport.control.v1.Certificate
 	4,  // 17: sallyport.control.v1.Hello.port:type_name -> sallyport.control.v1.PortReport
-	30, // 18: sallyport.control.v1.Heartbeat.certificates:type_name -> sallyport.control.v1.Certificate
+	31, // 18: sallyport.control.v1.Heartbeat.certificates:type_name -> sallyport.control.v1.Certificate
 	9,  // 19: sallyport.control.v1.Snapshot.generation:type_name -> sallyport.control.v1.Generation
 	10, // 20: sallyport.control.v1.Snapshot.bundle:type_name -> sallyport.control.v1.TrustBundle
 	11, // 21: sallyport.control.v1.Snapshot.revocations:type_name -> sallyport.control.v1.Revocation
-	27, // 22: sallyport.control.v1.Snapshot.revocation_list:type_name -> sallyport.control.v1.RevocationList
-	29, // 23: sallyport.control.v1.Snapshot.listener:type_name -> sallyport.control.v1.OutsideCertificate
+	28, // 22: sallyport.control.v1.Snapshot.revocation_list:type_name -> sallyport.control.v1.RevocationList
+	30, // 23: sallyport.control.v1.Snapshot.listener:type_name -> sallyport.control.v1.OutsideCertificate
 	14, // 24: sallyport.control.v1.Snapshot.proxy:type_name -> sallyport.control.v1.ProxyPart
-	17, // 25: sallyport.control.v1.Snapshot.gateway:type_name -> sallyport.control.v1.GatewayPart
+	18, // 25: sallyport.control.v1.Snapshot.gateway:type_name -> sallyport.control.v1.GatewayPart
 	9,  // 26: sallyport.control.v1.SnapshotAck.generation:type_name -> sallyport.control.v1.Generation
-	15, // 27: sallyport.control.v1.ProxyPart.api_keys:type_name -> sallyport.control.v1.APIKey
-	16, // 28: sallyport.control.v1.ProxyPart.services:type_name -> sallyport.control.v1.Service
-	18, // 29: sallyport.control.v1.GatewayPart.services:type_name -> sallyport.control.v1.ServiceVerdict
-	19, // 30: sallyport.control.v1.GatewayPart.methods:type_name -> sallyport.control.v1.MethodRule
-	21, // 31: sallyport.control.v1.Announcement.services:type_name -> sallyport.control.v1.AnnouncedService
-	22, // 32: sallyport.control.v1.Announcement.upstreams:type_name -> sallyport.control.v1.UpstreamState
-	0,  // 33: sallyport.control.v1.CertificateRequest.purpose:type_name -> sallyport.control.v1.CertificateRequest.Purpose
-	2,  // 34: sallyport.control.v1.CertificateResponse.refusal:type_name -> sallyport.control.v1.Refusal
-	26, // 35: sallyport.control.v1.DenialReport.denials:type_name -> sallyport.control.v1.Denial
-	1,  // 36: sallyport.control.v1.Control.Session:input_type -> sallyport.control.v1.Frame
-	1,  // 37: sallyport.control.v1.Control.Session:output_type -> sallyport.control.v1.Frame
-	37, // [37:38] is the sub-list for method output_type
-	36, // [36:37] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	16, // 27: sallyport.control.v1.ProxyPart.api_keys:type_name -> sallyport.control.v1.APIKey
+	17, // 28: sallyport.control.v1.ProxyPart.services:type_name -> sallyport.control.v1.Service
+	15, // 29: sallyport.control.v1.ProxyPart.issuers:type_name -> sallyport.control.v1.IssuerKeys
+	19, // 30: sallyport.control.v1.GatewayPart.services:type_name -> sallyport.control.v1.ServiceVerdict
+	20, // 31: sallyport.control.v1.GatewayPart.methods:type_name -> sallyport.control.v1.MethodRule
+	22, // 32: sallyport.control.v1.Announcement.services:type_name -> sallyport.control.v1.AnnouncedService
+	23, // 33: sallyport.control.v1.Announcement.upstreams:type_name -> sallyport.control.v1.UpstreamState
+	0,  // 34: sallyport.control.v1.CertificateRequest.purpose:type_name -> sallyport.control.v1.CertificateRequest.Purpose
+	2,  // 35: sallyport.control.v1.CertificateResponse.refusal:type_name -> sallyport.control.v1.Refusal
+	27, // 36: sallyport.control.v1.DenialReport.denials:type_name -> sallyport.control.v1.Denial
+	1,  // 37: sallyport.control.v1.Control.Session:input_type -> sallyport.control.v1.Frame
+	1,  // 38: sallyport.control.v1.Control.Session:output_type -> sallyport.control.v1.Frame
+	38, // [38:39] is the sub-list for method output_type
+	37, // [37:38] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_roles_control_session_proto_init() }
@@ -2680,7 +2748,7 @@ func file_roles_control_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_roles_control_session_proto_rawDesc), len(file_roles_control_session_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   31,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

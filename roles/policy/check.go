@@ -49,6 +49,7 @@ func (p *Policy) CheckAll(inv Inventory) (warnings, denied []string) {
 	}
 	c.permissions()
 	c.grants()
+	c.issuers()
 	sort.SliceStable(c.found, func(i, j int) bool { return c.found[i].line < c.found[j].line })
 	for _, w := range c.found {
 		warnings = append(warnings, fmt.Sprintf("line %d: %s", w.line, w.text))
@@ -85,6 +86,11 @@ func (c *checker) rows() {
 			c.warn(t.line, "no announced service has %s%s", t.match, c.meant(t.match))
 		case !c.hasRow(t.match):
 			c.warn(t.line, "%s is treated here and has no row in [methods], so its calls are denied", t.match)
+		}
+	}
+	for _, l := range c.p.limits {
+		if !c.announced(l.Match) {
+			c.warn(l.line, "no announced service has %s%s", l.Match, c.meant(l.Match))
 		}
 	}
 }
@@ -227,11 +233,50 @@ func (c *checker) grants() {
 				c.warn(g.line, "nobody's word is believed about %s, so nobody can use this grant; add via_proxy = [\"NAME\"]", id)
 			}
 		}
+		if g.key.kind == Token {
+			c.issued(g)
+			continue
+		}
 		if td := c.inv.TrustDomain; td != "" && g.key.clientCA == "" && !strings.HasPrefix(id, "spiffe://"+td+"/") {
 			c.warn(g.line, "%s is not of the trust domain %s, so no certificate of the embedded CA has this identity", id, td)
 		}
 		c.known(g, "proxy", g.viaProxy, c.inv.Proxies)
 		c.known(g, "gateway", g.viaGateway, c.inv.Gateways)
+	}
+}
+
+// issued looks for grants to callers whose tokens nobody believes.
+func (c *checker) issued(g *grant) {
+	issuer, _, _ := strings.Cut(g.key.id, "#")
+	var urls []string
+	for _, i := range c.p.issuers {
+		urls = append(urls, i.URL)
+	}
+	if !slices.Contains(urls, issuer) {
+		c.warn(g.line, "there is no [[issuer]] with url = %q%s, so no token of %s is accepted", issuer, didYouMean(issuer, urls), g.key.id)
+	}
+}
+
+// issuers looks for issuers whose tokens open nothing, or everything.
+func (c *checker) issuers() {
+	var needed []string
+	for _, r := range c.p.rows {
+		if !r.public {
+			needed = append(needed, r.needs...)
+		}
+	}
+	for _, i := range c.p.issuers {
+		named := slices.ContainsFunc(c.p.grants, func(g *grant) bool { return g.key.kind == Token && strings.HasPrefix(g.key.id, i.URL+"#") })
+		if len(i.MayGrant) == 0 && !named {
+			c.warn(i.line, "tokens of %s are accepted and open nothing: it has no may_grant, and no grant names a caller %s#…", i.URL, i.URL)
+		}
+		for _, pattern := range i.MayGrant {
+			if pattern == "*" {
+				c.warn(i.line, "%s may grant every permission there is, by what it writes into a token", i.URL)
+			} else if !slices.ContainsFunc(needed, func(need string) bool { return mayGrant(pattern, need) }) {
+				c.warn(i.line, "no method needs %q, which %s may grant%s", pattern, i.URL, didYouMean(pattern, needed))
+			}
+		}
 	}
 }
 

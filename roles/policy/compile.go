@@ -47,7 +47,7 @@ func (p *Policy) compile() {
 		for _, need := range r.needs {
 			r.set.add(number(need))
 		}
-		r.held = r.public || r.set.meets(given)
+		r.held = r.public || r.set.meets(given) || p.claimed(r.needs)
 	}
 
 	treats := map[string]*treatment{}
@@ -55,6 +55,14 @@ func (p *Policy) compile() {
 	for _, t := range p.treats {
 		treats[t.match] = t
 		patterns = append(patterns, t.match)
+	}
+	limits := map[string]*Limits{}
+	for _, l := range p.limits {
+		if limits[l.Match] == nil {
+			limits[l.Match] = &Limits{}
+		}
+		*limits[l.Match].slot(l) = l
+		patterns = append(patterns, l.Match)
 	}
 	for pattern := range rows {
 		patterns = append(patterns, pattern)
@@ -73,10 +81,40 @@ func (p *Policy) compile() {
 			if t := treats[w]; t != nil && !treated {
 				e.treatment, treated = t.Treatment, true
 			}
+			if l := limits[w]; l != nil {
+				e.limits = e.limits.under(l)
+			}
 		}
 		p.index.add(pattern, e)
 	}
 	p.hold(number)
+}
+
+// claimed says whether a token of some issuer may give one of the permissions.
+func (p *Policy) claimed(needs []string) bool {
+	for i := range p.issuers {
+		for _, need := range needs {
+			if p.issuers[i].Grants(need) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// under is l with what it says nothing of taken from wider rows. Neither is
+// changed.
+func (l *Limits) under(wider *Limits) *Limits {
+	if l == nil {
+		return wider
+	}
+	out := *l
+	for _, row := range []*Limit{wider.CallsPerSource, wider.MessagesPerSource, wider.CallsPerCaller, wider.MessagesPerCaller} {
+		if row != nil && *out.slot(row) == nil {
+			*out.slot(row) = row
+		}
+	}
+	return &out
 }
 
 // hold gathers what every caller holds, by whose word.

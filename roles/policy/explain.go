@@ -34,7 +34,7 @@ func (p *Policy) Explain(path string, c Caller) Explanation {
 		e.BuiltIn, e.Needs = r.builtIn, r.needs
 	}
 	e.Holds = e.Permissions
-	if c.Kind == Anonymous || c.Kind == Token {
+	if c.Kind == Anonymous {
 		return e
 	}
 	key := holderKey{c.Kind, c.ID, c.ClientCA}
@@ -58,6 +58,9 @@ func (p *Policy) Explain(path string, c Caller) Explanation {
 			e.Via = append(e.Via, "gateway:"+n)
 		}
 	}
+	if c.Kind == Token && r != nil && !r.public && meet(r.needs, c.Permissions) {
+		e.Deciding = append(e.Deciding, "claims of the token")
+	}
 	slices.Sort(e.Via)
 	e.Via = slices.Compact(e.Via)
 	if anywhere {
@@ -72,7 +75,7 @@ func (p *Policy) Explain(path string, c Caller) Explanation {
 }
 
 // ParseCaller reads a caller as an operator writes one: spiffe://…, cn:NAME
-// with the CA whose names these are, apikey:NAME or anonymous; via is
+// with the CA whose names these are, apikey:NAME, ISSUER#SUBJECT or anonymous; via is
 // proxy:NAME, gateway:NAME or empty.
 func ParseCaller(caller, clientCA, via string) (Caller, error) {
 	c := Caller{}

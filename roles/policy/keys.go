@@ -69,7 +69,7 @@ type key struct {
 func NewKeys(keys []Key) *Keys {
 	k := &Keys{bySum: make(map[[sha256.Size]byte]key, len(keys))}
 	for _, one := range keys {
-		k.bySum[one.SHA256] = key{Caller{Kind: APIKey, ID: "apikey:" + one.Name}, one.Expires}
+		k.bySum[one.SHA256] = key{Caller{Kind: APIKey, ID: "apikey:" + one.Name, Expires: one.Expires}, one.Expires}
 	}
 	return k
 }
@@ -94,14 +94,10 @@ func KeysFromProto(keys []*control.APIKey) (*Keys, error) {
 // anonymous caller. A refusal is answered with UNAUTHENTICATED and its Cause,
 // also where the method is public.
 func (k *Keys) Lookup(authorization string, now time.Time) (Caller, *control.Refusal) {
-	if authorization == "" {
-		return Caller{}, nil
+	token, no := Bearer(authorization)
+	if token == "" {
+		return Caller{}, no
 	}
-	scheme, token, _ := strings.Cut(authorization, " ")
-	if !strings.EqualFold(scheme, "bearer") {
-		return Caller{}, refusal("bad_authorization", "the authorization header is not of the form Bearer TOKEN", "send authorization: Bearer and an API key")
-	}
-	token = strings.Trim(token, " ")
 	sum, ok := HashAPIKey(token)
 	if !ok {
 		return Caller{}, noKey(token)
@@ -117,18 +113,40 @@ func (k *Keys) Lookup(authorization string, now time.Time) (Caller, *control.Ref
 	return Caller{}, refusal("unknown_api_key", "the API key is not known; it was revoked or belongs to another installation", "ask the operator for a new one")
 }
 
+// Bearer is the token of an authorization header, empty for an empty header
+// and with a refusal.
+func Bearer(authorization string) (token string, no *control.Refusal) {
+	if authorization == "" {
+		return "", nil
+	}
+	scheme, token, _ := strings.Cut(authorization, " ")
+	if !strings.EqualFold(scheme, "bearer") {
+		return "", refusal("bad_authorization", "the authorization header is not of the form Bearer TOKEN", "send authorization: Bearer and an API key or a token")
+	}
+	if token = strings.Trim(token, " "); token == "" {
+		return "", refusal("bad_authorization", "the authorization header holds no token", "send authorization: Bearer and an API key or a token")
+	}
+	return token, nil
+}
+
+// IsAPIKey says whether a token means to be an API key of ours.
+func IsAPIKey(token string) bool { return strings.HasPrefix(token, keyPrefix) }
+
 // noKey says what a token is that is no API key. The token itself is not
 // repeated: what is sent as a credential is one somewhere.
 func noKey(token string) *control.Refusal {
 	switch {
-	case token == "":
-		return refusal("bad_authorization", "the authorization header holds no token", "send authorization: Bearer and an API key")
-	case strings.HasPrefix(token, keyPrefix):
+	case IsAPIKey(token):
 		return refusal("malformed_api_key", "the API key is incomplete or altered", "send all of it as 'apikey create' printed it")
 	case strings.HasPrefix(token, "eyJ") && strings.Count(token, ".") == 2:
 		return refusal("token_not_supported", "this looks like a JWT, and no issuer of tokens is trusted here", "send an API key (spk_…) or a client certificate")
 	}
-	return refusal("token_not_supported", "this is no API key, and opaque tokens are not supported", "send an API key (spk_…) or a client certificate")
+	return Opaque()
+}
+
+// Opaque is the answer to a token that says nothing by itself.
+func Opaque() *control.Refusal {
+	return refusal("token_not_supported", "this is neither an API key nor a signed token (JWT): opaque OAuth2 tokens are not supported", "send an API key (spk_…), a JWT or a client certificate")
 }
 
 func refusal(code, cause, remedy string) *control.Refusal {

@@ -65,7 +65,7 @@ func (f *file) refuse(at configs.Position, err error) {
 }
 
 func (f *file) read(root *configs.Table) {
-	known := []string{"methods", "method", "grant"}
+	known := []string{"methods", "method", "grant", "issuer", "limit"}
 	for _, key := range root.Keys {
 		v := root.Values[key]
 		switch key {
@@ -79,10 +79,12 @@ func (f *file) read(root *configs.Table) {
 			f.each(key, v, f.method)
 		case "grant":
 			f.each(key, v, f.grant)
-		case "issuer", "limit":
-			f.bad(v.KeyPos, "[["+key+"]] is not supported by this version", "remove it; it would be ignored, and you would not be told")
+		case "issuer":
+			f.each(key, v, f.issuer)
+		case "limit":
+			f.each(key, v, f.limit)
 		default:
-			remedy := "a policy has [methods], [[method]] and [[grant]]"
+			remedy := "a policy has [methods], [[method]], [[grant]], [[issuer]] and [[limit]]"
 			if near := configs.Nearest(key, known); near != "" {
 				remedy = "did you mean " + near + "?"
 			}
@@ -182,11 +184,7 @@ func (f *file) method(at configs.Position, t *configs.Table) {
 		f.bad(match.Pos, fmt.Sprintf("%s has a [[method]] in line %d already", m.match, before), "put all of it into one")
 	}
 	f.treated[m.match] = at.Line
-	for _, key := range []string{"max_message", "max_deadline"} {
-		if v := t.Get(key); v != nil {
-			f.bad(v.KeyPos, key+" is not supported by this version", "remove it; nothing would enforce it")
-		}
-	}
+	f.caps(t, &m.Treatment)
 	if v := t.Get("forward_authorization"); v != nil {
 		if v.Kind != "boolean" {
 			f.bad(v.Pos, "forward_authorization is true or false", "write it without quotes")
@@ -206,7 +204,7 @@ func (f *file) grant(at configs.Position, t *configs.Table) {
 	}
 	switch {
 	case (caller == nil) == (key == nil):
-		f.bad(at, "a grant names one caller", `write caller = "spiffe://…", or apikey = "…"`)
+		f.bad(at, "a grant names one caller", `write caller = "spiffe://…", caller = "ISSUER#SUBJECT", or apikey = "…"`)
 		return
 	case key != nil:
 		if !plain(key.Text) {
@@ -248,8 +246,11 @@ func (f *file) via(t *configs.Table, key string, g *grant) []string {
 	}
 	if g.key.kind != Certificate {
 		what := "an API key"
-		if g.key.kind == Gateway {
+		switch g.key.kind {
+		case Gateway:
 			what = "a gateway"
+		case Token:
+			what = "a token"
 		}
 		f.bad(v.KeyPos, key+" says whose word about a client certificate is believed, and core verifies "+what+" itself", "remove it")
 		return nil
@@ -306,9 +307,15 @@ func parseIdentity(s, clientCA string) (holderKey, error) {
 	if name, ok := strings.CutPrefix(s, "apikey:"); ok {
 		return none, fmt.Errorf("an API key is written otherwise; write apikey = %q", name)
 	}
+	if strings.HasPrefix(s, "https://") || strings.HasPrefix(s, "http://") {
+		if clientCA != "" {
+			return none, fmt.Errorf("client_ca concerns certificates, and %q is the caller of a token; remove it", s)
+		}
+		return parseTokenCaller(s)
+	}
 	id, err := spiffeid.FromString(s)
 	if err != nil || id.Path() == "" || len(s) > 2048 {
-		return none, fmt.Errorf("%q is no caller; write spiffe://TRUST-DOMAIN/client/NAME, or cn:NAME with client_ca", s)
+		return none, fmt.Errorf("%q is no caller; write spiffe://TRUST-DOMAIN/client/NAME, cn:NAME with client_ca, or ISSUER#SUBJECT", s)
 	}
 	if clientCA != "" {
 		return holderKey{Certificate, s, clientCA}, nil

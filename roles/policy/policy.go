@@ -1,6 +1,9 @@
 package policy
 
 import (
+	"slices"
+	"time"
+
 	"google.golang.org/grpc/codes"
 )
 
@@ -10,6 +13,8 @@ type Policy struct {
 	rows    []*row       // of the file, and the built-in ones
 	treats  []*treatment // of the file
 	grants  []*grant     // of the file
+	issuers []Issuer     // of the file
+	limits  []*Limit     // of the file
 	entries []entry      // every pattern that occurs, in order of the patterns
 	index   matcher[*entry]
 	holders map[holderKey]*holder
@@ -21,6 +26,7 @@ type entry struct {
 	pattern   string
 	row       *row // nil: denied
 	treatment Treatment
+	limits    *Limits // nil: none
 }
 
 // row is a row of [methods].
@@ -111,11 +117,13 @@ const (
 // Caller is who calls, as far as it is proven and by whose word.
 type Caller struct {
 	Kind        CallerKind
-	ID          string   // spiffe://…, cn:NAME, apikey:NAME; empty for anonymous
+	ID          string   // spiffe://…, cn:NAME, apikey:NAME, ISSUER#SUBJECT; empty for anonymous
 	ClientCA    string   // the foreign CA that ID belongs to; empty: ours
 	ViaProxy    string   // the proxy that saw the certificate
 	ViaGateway  string   // the gateway that saw the certificate
-	Permissions []string // what a verified token grants by itself
+	Permissions []string // what a verified token grants by itself, sorted, within its issuer's may_grant
+
+	Expires time.Time // when the key or token that proved it ends; zero: not by itself
 }
 
 // Decision is the answer to one call.
@@ -128,11 +136,14 @@ type Decision struct {
 	Grants      []string   // the caller's grants that count here; shared, not to be changed
 	Permissions []string   // what the caller holds, sorted; shared, not to be changed
 	Treatment   Treatment
+	Limits      *Limits // nil: none
 }
 
 // Treatment is how the calls of a method are handled.
 type Treatment struct {
-	ForwardAuthorization bool // else the header ends at core
+	ForwardAuthorization bool          // else the header ends at core
+	MaxMessage           uint64        // bytes of a message, in either direction; 0: any
+	MaxDeadline          time.Duration // how long a call may take; 0: any
 }
 
 // Why a call was allowed or denied.
@@ -149,7 +160,7 @@ const (
 
 const (
 	messageMalformed = "malformed method name"
-	messageNobody    = "this method needs credentials: a client certificate, or the header authorization: Bearer with an API key"
+	messageNobody    = "this method needs credentials: a client certificate, or the header authorization: Bearer with an API key or a token"
 	messageDenied    = " may not call this method"
 )
 
@@ -162,12 +173,15 @@ func (p *Policy) Decide(path string, c Caller) Decision {
 	var d Decision
 	var r *row
 	if e, ok := p.index.find(path); ok {
-		r, d.Treatment = e.row, e.treatment
+		r, d.Treatment, d.Limits = e.row, e.treatment, e.limits
 	}
 	held, known := p.holding(&c)
-	if held != nil {
+	switch {
+	case held != nil && len(c.Permissions) > 0:
+		d.Permissions, d.Grants = union(held.permissions, c.Permissions), held.grants
+	case held != nil:
 		d.Permissions, d.Grants = held.permissions, held.grants
-	} else if c.Kind == Token {
+	case c.Kind == Token:
 		d.Permissions = c.Permissions
 	}
 	switch {
@@ -205,7 +219,7 @@ func (p *Policy) Decide(path string, c Caller) Decision {
 // holding is what a caller holds on the word of the neighbour that reports
 // it. known says that it would hold something on another's.
 func (p *Policy) holding(c *Caller) (h *holding, known bool) {
-	if c.Kind == Anonymous || c.Kind == Token {
+	if c.Kind == Anonymous {
 		return nil, false
 	}
 	of, ok := p.holders[holderKey{c.Kind, c.ID, c.ClientCA}]
@@ -220,6 +234,13 @@ func (p *Policy) holding(c *Caller) (h *holding, known bool) {
 		return of.gateways[c.ViaGateway], true
 	}
 	return nil, true
+}
+
+// union is both lists, sorted, each word once.
+func union(a, b []string) []string {
+	list := append(slices.Clone(a), b...)
+	slices.Sort(list)
+	return slices.Compact(list)
 }
 
 func meet(a, b []string) bool {

@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"sallyport/configs"
 	"sallyport/roles/control"
@@ -25,6 +26,8 @@ func (p *Policy) RulesFor(services []string) []*control.MethodRule {
 			Match:                e.pattern,
 			Allow:                e.row != nil && e.row.held,
 			ForwardAuthorization: e.treatment.ForwardAuthorization,
+			MaxMessageBytes:      e.treatment.MaxMessage,
+			MaxDeadlineNano:      int64(e.treatment.MaxDeadline),
 		})
 	}
 	return rules
@@ -62,6 +65,8 @@ func NewRules(rules []*control.MethodRule) (*Rules, error) {
 		}
 		r.index.add(m.GetMatch(), rule{m.GetAllow(), Treatment{
 			ForwardAuthorization: m.GetForwardAuthorization(),
+			MaxMessage:           m.GetMaxMessageBytes(),
+			MaxDeadline:          time.Duration(max(m.GetMaxDeadlineNano(), 0)),
 		}})
 	}
 	return r, nil
