@@ -108,3 +108,25 @@ func (c *Core) Certificates(ctx context.Context, superseded bool, now time.Time)
 	}
 	return list, nil
 }
+
+// CertificatesInUse returns, of each component that has joined, the certificates
+// of its confirmed and of its pending key, by role and name.
+func (c *Core) CertificatesInUse(ctx context.Context) ([]CertificateRecord, error) {
+	list, err := all(ctx, c.db.reader, scanCertificate, selectCertificates+`WHERE serial IN (SELECT k.serial FROM identity_keys k
+		JOIN components m ON m.role = k.role AND m.name = k.name AND m.incarnation = k.incarnation AND m.state = 'joined'
+		WHERE k.state IN ('confirmed', 'pending')) ORDER BY c.role, c.name, c.rowid`)
+	if err != nil {
+		return nil, fmt.Errorf("read the certificates in use: %w", err)
+	}
+	return list, nil
+}
+
+// Recorded is when a certificate came to be known here. [ErrNotFound] for one
+// that is not.
+func (c *Core) Recorded(ctx context.Context, serial string) (time.Time, error) {
+	at, err := one(ctx, c.db.reader, value[int64], "SELECT recorded FROM certificates WHERE serial = ?", serial)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("read certificate %s: %w", serial, err)
+	}
+	return moment(at), nil
+}

@@ -247,6 +247,18 @@ func (a *Authority) Disowned(leaf *x509.Certificate) bool {
 	return !slices.ContainsFunc(issuers, func(issuer *x509.Certificate) bool { return leaf.CheckSignatureFrom(issuer) == nil })
 }
 
+// Anew is the present root, if nothing leads over to it from the one before it:
+// at the beginning, or by [Authority.Compromised]. A join token of before pins
+// roots that are no more. Nil for one that was rotated to.
+func (a *Authority) Anew() *x509.Certificate {
+	if slices.ContainsFunc(a.state.cross, func(c *x509.Certificate) bool {
+		return bytes.Equal(c.RawSubjectPublicKeyInfo, a.root.RawSubjectPublicKeyInfo)
+	}) {
+		return nil
+	}
+	return a.root
+}
+
 // leadOver is the certificate that lets who has installed the root before the
 // present one verify what issues now, if there is one in force.
 func (a *Authority) leadOver(now time.Time) []*x509.Certificate {

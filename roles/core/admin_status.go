@@ -36,7 +36,10 @@ func (a *admin) Status(ctx context.Context, _ *control.StatusRequest) (*control.
 	}
 	out.PolicyVersion = record.Version
 	out.Certificates = c.expiries.certificates(time.Now())
-	out.Warnings = a.warnings(out)
+	if out.Warnings, err = c.estranged(ctx); err != nil {
+		return nil, refusal(err)
+	}
+	out.Warnings = append(out.Warnings, a.warnings(out)...)
 	return out, nil
 }
 

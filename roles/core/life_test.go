@@ -255,10 +255,32 @@ func TestCompromisedLeavesNothing(t *testing.T) {
 	if refusal := r.admin.(*admin).core.check(link.ALPNControl, peer); refusal != nil {
 		t.Fatal(refusal)
 	}
+	r.invite("invited")
 	out := r.rotate(&control.RotateCARequest{Action: control.RotateCARequest_ACTION_COMPROMISED})
-	if out.GetPhase() != "steady" || len(out.GetWarnings()) != 2 {
+	if out.GetPhase() != "steady" || len(out.GetWarnings()) != 3 {
 		t.Fatal(out)
 	}
+	// That is said until it is done.
+	rejoin := func(want ...string) {
+		t.Helper()
+		status := must(r.admin.Status(t.Context(), &control.StatusRequest{})).GetWarnings()
+		for _, said := range [][]string{status, r.rotate(&control.RotateCARequest{Action: control.RotateCARequest_ACTION_STATUS}).GetWarnings()} {
+			var who []string
+			for _, w := range said {
+				if name, _, ok := strings.Cut(w, " has to join again: sallyport "); ok {
+					who = append(who, name)
+				}
+			}
+			if fmt.Sprint(who) != fmt.Sprint(want) {
+				t.Errorf("%v have to join again, want %v: %v", who, want, said)
+			}
+		}
+	}
+	rejoin("gateway/invited", "gateway/orders", "proxy/dmz1")
+	must(r.admin.RemoveComponent(t.Context(), &control.RemoveComponentRequest{Role: "gateway", Name: "invited"}))
+	r.invite("invited")
+	r.addGateway("new")
+	rejoin("gateway/orders", "proxy/dmz1")
 	eventually(t, "everybody is cut off", func() error {
 		for _, m := range []*control.Component{r.component("gateway", "orders"), r.component("proxy", "dmz1")} {
 			if m.GetState() != "lost" {

@@ -324,15 +324,6 @@ func (a *admin) RotateCA(ctx context.Context, in *control.RotateCARequest) (*con
 	if err != nil {
 		return nil, refusal(err)
 	}
-	if in.GetAction() == control.RotateCARequest_ACTION_COMPROMISED {
-		components, err := a.core.db.Components(ctx, "")
-		if err != nil {
-			return nil, refusal(err)
-		}
-		for _, m := range components {
-			out.Warnings = append(out.Warnings, fmt.Sprintf("%s/%s has to join again: sallyport %s rm %s, then sallyport %s add %s …", m.Role, m.Name, m.Role, m.Name, m.Role, m.Name))
-		}
-	}
 	return out, nil
 }
 
@@ -406,6 +397,9 @@ func (r *rotation) describe(ctx context.Context) (*control.RotateCAResponse, err
 	when := "now"
 	if len(out.Blockers) > 0 && !state.Deadline.IsZero() {
 		when = "when nothing blocks it, or without those that block at " + state.Deadline.UTC().Format(time.RFC3339)
+	}
+	if out.Warnings, err = r.core.estranged(ctx); err != nil {
+		return nil, err
 	}
 	switch {
 	case ca.Phase() == pki.PhaseSteady:
