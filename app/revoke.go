@@ -23,7 +23,7 @@ type certRevoke struct {
 }
 
 func (certRevoke) Help() string {
-	return `When a key is in wrong hands, or its owner shall not come in any more. Every component refuses it and cuts what is open with it; the answer says how many do, and after how long. Revoking a gateway or proxy removes it.
+	return `When a key is in wrong hands, or its owner shall not come in any more. Every component refuses it and cuts what is open with it; the answer says how many do, and after how long. Revoking the identity of a gateway or proxy removes it; by the serial number of its certificate it is cut off, with the certificate that is on its way to it, and stays in the list until it is removed.
 
 Examples:
 

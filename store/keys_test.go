@@ -243,13 +243,27 @@ var stories = map[string][]move{
 		{do: "link", key: "a", source: here, at: 2 * minute, want: ErrRevoked},
 		{do: "renew", key: "a", next: "b", source: here, at: 2 * minute, want: ErrRevoked},
 	},
-	"a pending certificate revoked": {
+	"the certificate in use revoked while one is pending": {
+		{do: "renew", key: "a", next: "b", source: here, at: minute},
+		{do: "revoke", key: "a", at: 2 * minute},
+		{do: "session", key: "b", source: here, at: 3 * minute, want: ErrRevoked},
+		{do: "renew", key: "b", next: "c", source: here, at: 4 * minute, want: ErrRevoked},
+		{do: "renew", key: "a", next: "b", source: here, at: 4 * minute, want: ErrRevoked},
+	},
+	"a pending certificate revoked": { // it is the one that cert ls shows
 		{do: "renew", key: "a", next: "b", source: here, at: minute},
 		{do: "revoke", key: "b", at: 2 * minute},
 		{do: "session", key: "b", source: here, at: 3 * minute, want: ErrRevoked},
-		{do: "session", key: "a", source: here, at: 3 * minute},
-		{do: "renew", key: "a", next: "b", source: here, at: 4 * minute, want: ErrRevoked},
-		{do: "renew", key: "a", next: "c", source: here, at: 5 * minute},
+		{do: "session", key: "a", source: here, at: 3 * minute, want: ErrRevoked},
+		{do: "renew", key: "a", next: "c", source: here, at: 5 * minute, want: ErrRevoked},
+	},
+	"a superseded certificate revoked": {
+		{do: "renew", key: "a", next: "b", source: here, at: minute},
+		{do: "session", key: "b", source: here, at: 2 * minute},
+		{do: "renew", key: "b", next: "c", source: here, at: 3 * minute},
+		{do: "revoke", key: "a", at: 4 * minute},
+		{do: "session", key: "a", source: here, at: 5 * minute, want: ErrRevoked},
+		{do: "link", key: "b", source: here, at: 5 * minute},
 		{do: "session", key: "c", source: here, at: 6 * minute},
 	},
 	"a key revoked with its former certificate": {

@@ -29,8 +29,9 @@ type Revoked struct {
 	Sequence   uint64            // of the newest entry of the list: what components have to acknowledge
 }
 
-// RevokeCertificate revokes a certificate with its key, or an identity. A
-// component whose identity is revoked is removed, as [Core.RemoveComponent]
+// RevokeCertificate revokes a certificate with its key, or an identity. With the
+// certificate of a component that counts, confirmed or pending, goes the other
+// one, so that nobody renews past it. A component whose identity is revoked is removed, as [Core.RemoveComponent]
 // does it, and can be added again as its next incarnation. Of a caller or a
 // service every certificate is revoked that is still good; its name can be used
 // again. What was revoked before stays as it is and is no error. [ErrNotFound]
@@ -97,11 +98,34 @@ func (t *tx) revokeNumbered(r RevokeRequest) (done Revoked, err error) {
 	if err := t.mayRevoke(c); err != nil {
 		return done, err
 	}
+	also, err := t.twin(c)
+	if err != nil {
+		return done, err
+	}
 	if err := t.revokeSerial(c, r.Reason); err != nil || !t.changed {
 		return done, err
 	}
 	done.Serials = []string{c.Serial}
+	for _, twin := range also {
+		if err := t.revokeSerial(twin, r.Reason); err != nil {
+			return done, err
+		}
+		done.Serials = append(done.Serials, twin.Serial)
+	}
 	return done, nil
+}
+
+// twin is the other certificate that a component may go on with: who revokes the
+// one in use means the one that is on its way to it too, and the other way round.
+func (t *tx) twin(c CertificateRecord) ([]CertificateRecord, error) {
+	role, name, err := c.owner()
+	if err != nil || string(role) != c.Kind || role != pki.RoleGateway && role != pki.RoleProxy {
+		return nil, err
+	}
+	return all(t.ctx, t.sql, scanCertificate, selectCertificates+`WHERE revoked = 0 AND serial <> ?1 AND serial IN (
+			SELECT serial FROM identity_keys WHERE role = ?2 AND name = ?3 AND incarnation = ?4 AND state IN ('confirmed', 'pending'))
+		AND EXISTS (SELECT 1 FROM identity_keys WHERE role = ?2 AND name = ?3 AND incarnation = ?4 AND state IN ('confirmed', 'pending') AND spki = ?5)`,
+		c.Serial, role, name, c.Incarnation, c.SPKI)
 }
 
 // mayRevoke refuses what would cut core off from everybody.
