@@ -36,6 +36,8 @@ func (b *loader) certificate(r Role, modeFlag, certFlag, keyFlag, domainFlag str
 		case b.unknownWord(m):
 		case mode == "files" && !cert.given() && !key.given():
 			b.bad.add(modeFlag, m.from, "files are to be used and none is named", "give --"+certFlag+" FILE and --"+keyFlag+" FILE")
+		case mode == "off" && (cert.given() || key.given()):
+			b.bad.add(modeFlag, m.from, "TLS is off, and "+cert.from.String()+" names a certificate", "remove one of them")
 		case mode == "internal" && (cert.given() || key.given()):
 			b.bad.add(modeFlag, m.from, "the embedded CA is to be used, and "+cert.from.String()+" names a certificate", "remove one of them")
 		case mode == "acme" && len(names) == 0:

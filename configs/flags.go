@@ -21,6 +21,8 @@ type Flags struct {
 	LogLevel      *string `name:"log-level" group:"run" help:"debug, info, warn or error (default info)." placeholder:"LEVEL" roles:"process" kind:"debug|info|warn|error" fallback:"info"`
 	LogFormat     *string `name:"log-format" group:"run" help:"auto, text or json; auto is text on a terminal (default auto)." placeholder:"FORMAT" roles:"process" kind:"auto|text|json" fallback:"auto"`
 
+	MemoryBudget *string `name:"memory-budget" group:"run" help:"How much memory calls and connections may make this process grow by: 256MiB, 2GiB (default 512MiB, or half of what the container has if that is less)." placeholder:"SIZE" roles:"process" kind:"size"`
+
 	GRPCAddress *string `name:"grpc-address" group:"core and proxy" help:"Where gateways connect to core (default :50055), or core to a proxy (default :50051)." placeholder:"HOST:PORT" roles:"core,proxy" kind:"listen"`
 
 	GRPCTLS  *string `name:"grpc-tls" group:"core and proxy" help:"Certificate that the gRPC port shows: internal (from the embedded CA), files or acme (default internal; files with --grpc-cert, acme with --grpc-domain)." placeholder:"MODE" roles:"core,proxy" kind:"internal|files|acme"`
@@ -61,10 +63,14 @@ type Flags struct {
 	CoreIP        []string `name:"core-ip" group:"proxy" help:"Addresses core comes from, as this host sees them; wins over what core says. Repeatable." placeholder:"IP|CIDR|NAME|any" roles:"proxy" kind:"peers"`
 	PublicAddress *string  `name:"public-address" group:"proxy" help:"Where clients connect (default 127.0.0.1:8443; :443 with --domain or --tls-cert; :$PORT where PORT is set)." placeholder:"HOST:PORT" roles:"proxy" kind:"listen"`
 	Domain        []string `name:"domain" group:"proxy" help:"Name of the public port: its certificate is ordered of a public CA, Let's Encrypt unless --acme-directory says otherwise. Repeatable." placeholder:"NAME" roles:"proxy" kind:"domains"`
-	TLS           *string  `name:"tls" group:"proxy" help:"Certificate of the public port: internal (from the embedded CA), files or acme (default internal; files with --tls-cert, acme with --domain)." placeholder:"MODE" roles:"proxy" kind:"internal|files|acme"`
+	TLS           *string  `name:"tls" group:"proxy" help:"Certificate of the public port: internal (from the embedded CA), files or acme (default internal; files with --tls-cert, acme with --domain); off behind a --trusted-front that ends TLS." placeholder:"MODE" roles:"proxy" kind:"internal|files|acme|off"`
 	TLSCert       *string  `name:"tls-cert" group:"proxy" help:"Certificate chain of the public port, PEM, leaf first." placeholder:"FILE" roles:"proxy" kind:"file"`
 	TLSKey        *string  `name:"tls-key" group:"proxy" help:"Key of --tls-cert, PEM." placeholder:"FILE" roles:"proxy" kind:"file"`
 	ClientCA      []string `name:"client-ca" group:"proxy" sep:"none" help:"Accept client certificates of another CA too; policies call it NAME. FILE is PEM. Repeatable." placeholder:"NAME=FILE" roles:"proxy" kind:"client-cas"`
+
+	TrustedFront  []string `name:"trusted-front" group:"proxy" help:"Where a front comes from that ends TLS for --tls off, or is believed about x-forwarded-for. Repeatable." placeholder:"CIDR" roles:"proxy" kind:"cidrs"`
+	ProxyProtocol []string `name:"proxy-protocol" group:"proxy" help:"Where balancers come from that begin every connection with a PROXY protocol header, v1 or v2. Repeatable." placeholder:"CIDR" roles:"proxy" kind:"cidrs"`
+	Limit         []string `name:"limit" group:"proxy" help:"One limit of the public port, such as connections=4096 or header_list=32KiB; 'config print' lists them all. Repeatable." placeholder:"NAME=VALUE" roles:"proxy" kind:"limits"`
 
 	Join     *string `name:"join" group:"proxy and gateway" help:"Join token as 'proxy add' or 'gateway add' printed it; - asks for it." placeholder:"TOKEN|-" roles:"proxy,gateway" kind:"secret"`
 	JoinFile *string `name:"join-file" group:"proxy and gateway" help:"File that holds the join token." placeholder:"FILE" roles:"proxy,gateway" kind:"secret-file"`

@@ -152,6 +152,7 @@ func (b *loader) process() {
 	p := &b.s.Process
 	p.HealthAddress = b.listen("health-address", "", "")
 	p.LogFormat = b.word("log-format", "")
+	p.MemoryBudget = b.memory()
 	if err := p.LogLevel.UnmarshalText([]byte(b.word("log-level", ""))); err != nil {
 		p.LogLevel = slog.LevelInfo // reported by word
 	}
@@ -207,6 +208,8 @@ func (b *loader) proxy() {
 		public = ":443"
 	}
 	p.PublicAddress = b.listen("public-address", RoleProxy, public)
+	p.Limits = b.limits()
+	b.front(p)
 	p.DrainTimeout, p.MaxLinkAge, p.AccessLog = b.common(RoleProxy)
 	b.s.Proxy = p
 }
@@ -261,6 +264,7 @@ func (b *loader) together() {
 		}
 	}
 	b.idleACME()
+	b.healthBesidePort()
 	for i, f := range b.bound {
 		for _, g := range b.bound[:i] {
 			if f.text() == g.text() && !strings.HasSuffix(f.text(), ":0") {

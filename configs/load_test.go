@@ -49,9 +49,10 @@ func TestDefaults(t *testing.T) {
 		Process: Process{HealthAddress: "127.0.0.1:8080", LogFormat: "auto", DrainTimeout: 30 * time.Second},
 		Core: &Core{DataDir: "/home/x/.local/state/sallyport", GRPCAddress: ":50055", TrustDomain: "sallyport.internal",
 			CertLifetime: 24 * time.Hour, DrainTimeout: 30 * time.Second, MaxLinkAge: 168 * time.Hour, AccessLog: "failures",
-			GRPCTLS: "internal", BackupEvery: 24 * time.Hour, BackupKeep: 14},
+			GRPCTLS: "internal", BackupEvery: 24 * time.Hour, BackupKeep: 14, FirewallFile: "/home/x/.local/state/sallyport/firewall.json"},
 		Proxy: &Proxy{DataDir: "/home/x/.local/state/sallyport", GRPCAddress: ":50051", PublicAddress: "127.0.0.1:8443", TLS: "internal",
-			DrainTimeout: 30 * time.Second, MaxLinkAge: 168 * time.Hour, AccessLog: "failures", GRPCTLS: "internal"},
+			DrainTimeout: 30 * time.Second, MaxLinkAge: 168 * time.Hour, AccessLog: "failures", GRPCTLS: "internal", Limits: DefaultLimits(),
+			FirewallFile: "/home/x/.local/state/sallyport/firewall.json"},
 		Gateway: &Gateway{DataDir: "/home/x/.local/state/sallyport", Demo: true,
 			DrainTimeout: 30 * time.Second, MaxLinkAge: 168 * time.Hour, AccessLog: "failures"},
 	}

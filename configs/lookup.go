@@ -155,12 +155,51 @@ func (l *lookup) find(s setting, role Role) found {
 	return f
 }
 
+// everywhere returns every value of a setting for a role, the one that wins last.
+func (l *lookup) everywhere(s setting, role Role) []found {
+	var all []found
+	for _, table := range []Role{"", role} {
+		t := l.root
+		if table != "" {
+			v := l.root.Get(string(table))
+			if v == nil {
+				continue
+			}
+			t = v.Table
+		}
+		if v := t.Get(s.key); v != nil {
+			f := found{setting: s, role: role, from: origin{kind: fromFile, name: s.key, file: l.file, pos: v.KeyPos, role: table}}
+			l.read(&f, v)
+			all = append(all, f)
+		}
+	}
+	if texts, ok := s.environValue(l.environ); ok {
+		all = append(all, found{setting: s, role: role, texts: texts, from: origin{kind: fromEnviron, name: s.env}})
+	}
+	if texts, ok := s.flagValue(l.flags); ok {
+		all = append(all, found{setting: s, role: role, texts: texts, from: origin{kind: fromFlag, name: "--" + s.flag}})
+	}
+	return all
+}
+
 // read takes a value of the file.
 func (l *lookup) read(f *found, v *Value) {
 	s := f.setting
 	switch {
 	case s.kind == "upstreams" && v.Kind == "list":
 		f.items = v.List
+	case s.kind == "limits" && v.Kind == "table":
+		for _, name := range v.Table.Keys {
+			item := v.Table.Values[name]
+			if item.Kind != "string" && item.Kind != "integer" {
+				at := f.from
+				at.pos = item.Pos
+				l.bad.add(s.flag, at, "a limit is a number or a text, and this is "+article(item.Kind), "write a number, or a text such as \"64KiB\" or \"10s\"")
+				continue
+			}
+			f.texts = append(f.texts, name+"="+item.Text)
+			f.items = append(f.items, item)
+		}
 	case v.Kind == "string" && s.kind != "true|false" || s.kind == "count" && v.Kind == "integer" || s.kind == "true|false" && v.Kind == "boolean":
 		f.texts = []string{v.Text}
 		f.items = []*Value{v}

@@ -2,6 +2,7 @@ package configs
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -98,6 +99,10 @@ func samples(t *testing.T) map[string]sample {
 		"tls":                    {"proxy;tls-cert=" + cert + ";tls-key=" + key, [3]string{"files", "files", "files"}, func(s *Settings) string { return s.Proxy.TLS }, nil},
 		"tls-cert":               {"proxy;tls-key=" + key, files("cert"), func(s *Settings) string { return s.Proxy.TLSCert }, nil},
 		"tls-key":                {"proxy;tls-cert=" + cert, files("key"), func(s *Settings) string { return s.Proxy.TLSKey }, nil},
+		"memory-budget":          {"core", [3]string{"64MiB", "128M", "1GiB"}, func(s *Settings) string { return sizeText(s.Process.MemoryBudget) }, func(v string) string { return strings.Replace(v, "8M", "8MiB", 1) }},
+		"trusted-front":          {"proxy", [3]string{"10.0.0.0/8", "192.0.2.7", "2001:db8::/32"}, func(s *Settings) string { return prefixText(s.Proxy.TrustedFronts) }, func(v string) string { return strings.Replace(v, "2.7", "2.7/32", 1) }},
+		"proxy-protocol":         {"proxy", [3]string{"10.0.0.0/8", "192.0.2.0/24", "2001:db8::/32"}, func(s *Settings) string { return prefixText(s.Proxy.ProxyProtocol) }, nil},
+		"limit":                  {"proxy", [3]string{"pings=1", "pings=2", "pings=3"}, func(s *Settings) string { return fmt.Sprint("pings=", s.Proxy.Limits.Pings) }, nil},
 		"join":                   {"proxy", [3]string{"sp1.a", "sp1.b", "sp1.c"}, func(s *Settings) string { return s.Proxy.Join }, nil},
 		"join-file":              {"gateway", tokens, func(s *Settings) string { return s.Gateway.Join }, func(v string) string { return "sp1." + filepath.Base(v) }},
 		"core":                   {"gateway", [3]string{"a:1", "b:2", "c:3"}, func(s *Settings) string { return s.Gateway.Core }, nil},
@@ -125,6 +130,14 @@ func samples(t *testing.T) map[string]sample {
 		"acme-agree-tos": {"proxy;domain=a.example", [3]string{"true", "true", "true"}, directory, func(string) string { return LetsEncrypt }},
 		"allow":          {"gateway", [3]string{"/a.A/*", "/b.B/M", "/c.*"}, func(s *Settings) string { return strings.Join(s.Gateway.Allow, " ") }, nil},
 	}
+}
+
+func prefixText(list []netip.Prefix) string {
+	var s []string
+	for _, p := range list {
+		s = append(s, p.String())
+	}
+	return strings.Join(s, " ")
 }
 
 // set gives a value to a field of Flags.

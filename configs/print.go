@@ -18,6 +18,7 @@ type Row struct {
 	From  string `json:"from"`           // "flag --x", "environment SALLYPORT_X", "FILE:LINE", "default"
 
 	secret bool
+	parts  bool // the rows that follow say it
 }
 
 // Rows lists every setting of the running roles: the process first, then
@@ -29,6 +30,7 @@ func (b *loader) row(f found, value string) {
 	b.provenance.rows = append(b.provenance.rows, Row{
 		Role: string(f.role), Key: f.setting.key, Value: value, From: f.from.String(),
 		secret: strings.HasPrefix(f.setting.kind, "secret"), // of a passphrase the file is shown
+		parts:  f.setting.kind == "limits",
 	})
 }
 
@@ -56,6 +58,7 @@ func Print(w io.Writer, s *Settings, p Provenance) error {
 		}
 		from := strings.ReplaceAll(r.From, "\n", " ")
 		switch {
+		case r.parts:
 		case r.secret && r.From != "default":
 			fmt.Fprintf(&b, "# %s is set and not shown   # %s\n", r.Key, from)
 		case r.Value == "":

@@ -2,6 +2,7 @@ package configs
 
 import (
 	"log/slog"
+	"net/netip"
 	"time"
 )
 
@@ -37,6 +38,7 @@ type Process struct {
 	LogLevel      slog.Level    // info
 	LogFormat     string        // auto, text or json; auto is text on a terminal
 	DrainTimeout  time.Duration // the longest of the running roles'
+	MemoryBudget  int64         // bytes that calls and connections may make the process grow by; 0: the default, which depends on the host
 	All           bool          // --role all: one process that joins its own parts
 }
 
@@ -84,7 +86,7 @@ type Proxy struct {
 	GRPCAddress   string        // where core connects; :50051, with --role all 127.0.0.1:50051
 	PublicAddress string        // 127.0.0.1:8443; :443 with TLS files or acme; :$PORT where PORT is set
 	HTTPAddress   string        // plain HTTP: a CA's challenges, and redirects; :80 with ACME; empty: none
-	TLS           string        // internal, files or acme
+	TLS           string        // internal, files, acme or off
 	Domains       []string      // lower case; set when TLS is acme
 	TLSCert       string        // absolute; set when TLS is files
 	TLSKey        string        // absolute; set when TLS is files
@@ -104,6 +106,10 @@ type Proxy struct {
 	FirewallFile string   // absolute; who may reach the gRPC port, as data for root; DataDir/firewall.json
 
 	ClientCAs []ClientCA // whose client certificates are accepted beside the embedded CA's
+
+	Limits        Limits         // what strangers may cost
+	TrustedFronts []netip.Prefix // who is believed about a caller's address and about TLS
+	ProxyProtocol []netip.Prefix // who begins every connection with a PROXY header
 }
 
 // ClientCA is a foreign CA whose client certificates a proxy accepts. Its callers
