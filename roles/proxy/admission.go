@@ -5,29 +5,25 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"sallyport/configs"
 	"sallyport/roles/link"
 )
 
-// How much strangers may hold at a time. A source may have as much as is free
-// then: one alone gets half of everything, two that take all they can get a
-// third each, and there is a place for who comes next, until a dozen or more of
-// them do it. Where all callers come from one address, a balancer's, they share
-// half.
-const (
-	maxConnections = 16384 // and never more than half of the files that may be open
-	maxHandshakes  = 2048  // connections that have not finished theirs
-	maxCalls       = 9000  // a link to core takes 10000
-)
-
 // admission counts connections and calls at the public port, per source: an
-// IPv4 address, an IPv6 /64.
+// IPv4 address, an IPv6 /64. A source may have as much as is free then: one
+// alone gets half of everything, two that take all they can get a third each,
+// and there is a place for who comes next, until a dozen or more of them do it.
+// Where all callers come from one address, a balancer's, they share half; one
+// that says who they are (--proxy-protocol, --trusted-front) may have it all.
 type admission struct {
-	maxConnections, maxHandshakes int
-	maxCalls                      int64
+	maxCalls, maxCallsPerSource int64
 
 	calls atomic.Int64
 
-	mu          sync.Mutex // guards what follows
+	mu sync.Mutex // guards what follows
+
+	maxConnections, maxPerSource, maxHandshakes int
+
 	sources     map[netip.Prefix]*source
 	connections int
 	handshakes  int
@@ -39,32 +35,88 @@ type source struct {
 	calls       atomic.Int64
 	connections int // guarded by the admission's mutex
 	handshakes  int // likewise
+	visits      int // likewise; calls from here that came through a front
 }
 
-func newAdmission() *admission {
-	return &admission{maxConnections: min(maxConnections, fileLimit()/2), maxHandshakes: maxHandshakes, maxCalls: maxCalls,
-		sources: make(map[netip.Prefix]*source)}
+// newAdmission has the ceilings of l.
+func newAdmission(l configs.Limits) *admission {
+	return &admission{maxConnections: min(l.Connections, fileLimit()/2), maxPerSource: l.PerSource, maxHandshakes: l.Handshakes,
+		maxCalls: int64(l.Calls), maxCallsPerSource: int64(l.CallsPerSource), sources: make(map[netip.Prefix]*source)}
 }
 
-// come takes a new connection, which begins with its handshake. It returns nil
-// when there is no place for it.
-func (a *admission) come(from netip.Addr) *source {
-	prefix := link.SourcePrefix(from)
+// come takes a new connection, which begins with its handshake. It returns nil,
+// and the limit that it would exceed, when there is no place for it. many says
+// that it comes from where many callers share an address.
+func (a *admission) come(from netip.Addr, many bool) (*source, string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	s := a.sources[prefix]
-	if s == nil {
-		s = &source{prefix: prefix}
+	s := a.at(from)
+	connections, handshakes := a.maxConnections-a.connections, a.maxHandshakes-a.handshakes
+	switch {
+	case connections <= 0 || !many && (s.connections >= connections || s.connections >= a.maxPerSource):
+		return nil, "too_many"
+	case handshakes <= 0 || !many && s.handshakes >= handshakes:
+		return nil, "too_many_handshakes"
 	}
-	if s.connections >= a.maxConnections-a.connections || s.handshakes >= a.maxHandshakes-a.handshakes {
-		return nil
-	}
-	a.sources[prefix] = s
+	a.sources[s.prefix] = s
 	s.connections++
 	s.handshakes++
 	a.connections++
 	a.handshakes++
+	return s, ""
+}
+
+// move counts a connection in its handshake as one of another source: a
+// balancer has said where it comes from. Without a place there it stays with s.
+func (a *admission) move(s *source, from netip.Addr) (*source, string) {
+	a.shaken(s)
+	a.leave(s)
+	to, why := a.come(from, false)
+	if to != nil {
+		return to, ""
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.sources[s.prefix] = s
+	s.connections++
+	s.handshakes++
+	a.connections++
+	a.handshakes++
+	return s, why
+}
+
+// visit notes a call of from that came on a front's connection; depart is owed.
+func (a *admission) visit(from netip.Addr) *source {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := a.at(from)
+	a.sources[s.prefix] = s
+	s.visits++
 	return s
+}
+
+// depart is the end of a visit.
+func (a *admission) depart(s *source) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s.visits--
+	a.forget(s)
+}
+
+// at is the source of an address. a.mu is held.
+func (a *admission) at(from netip.Addr) *source {
+	prefix := link.SourcePrefix(from)
+	if s := a.sources[prefix]; s != nil {
+		return s
+	}
+	return &source{prefix: prefix}
+}
+
+// forget drops a source that has nothing here. a.mu is held.
+func (a *admission) forget(s *source) {
+	if s.connections == 0 && s.visits == 0 && a.sources[s.prefix] == s {
+		delete(a.sources, s.prefix)
+	}
 }
 
 // shaken notes that a connection's handshake is over.
@@ -80,14 +132,14 @@ func (a *admission) leave(s *source) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.connections--
-	if s.connections--; s.connections == 0 {
-		delete(a.sources, s.prefix)
-	}
+	s.connections--
+	a.forget(s)
 }
 
 // begin counts a call; end is owed for it, whatever begin says.
 func (a *admission) begin(s *source) bool {
-	return s.calls.Add(1)+a.calls.Add(1) <= a.maxCalls
+	own, all := s.calls.Add(1), a.calls.Add(1)
+	return own+all <= a.maxCalls && own <= a.maxCallsPerSource
 }
 
 // end is the end of a call.

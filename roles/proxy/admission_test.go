@@ -14,10 +14,14 @@ import (
 )
 
 func TestSourcesShare(t *testing.T) {
-	a := &admission{maxConnections: 100, maxHandshakes: 1000, maxCalls: 100, sources: make(map[netip.Prefix]*source)}
+	a := &admission{maxConnections: 100, maxPerSource: 100, maxHandshakes: 1000, maxCalls: 100, maxCallsPerSource: 100, sources: make(map[netip.Prefix]*source)}
+	come := func(address string) *source {
+		s, _ := a.come(netip.MustParseAddr(address), false)
+		return s
+	}
 	fill := func(address string) (held []*source) {
 		for {
-			s := a.come(netip.MustParseAddr(address))
+			s := come(address)
 			if s == nil {
 				return held
 			}
@@ -33,7 +37,7 @@ func TestSourcesShare(t *testing.T) {
 		t.Errorf("the second source found %d places", n)
 	}
 	// One IPv6 network is one source, however many addresses it has.
-	if n := len(fill("2001:db8::1")); n != 13 || a.come(netip.MustParseAddr("2001:db8::2")) != nil {
+	if n := len(fill("2001:db8::1")); n != 13 || come("2001:db8::2") != nil {
 		t.Errorf("addresses of one network count by themselves: %d", n)
 	}
 	for i := range 3 {
@@ -48,7 +52,7 @@ func TestSourcesShare(t *testing.T) {
 		t.Error("a source is remembered that has nothing here any more")
 	}
 
-	s := a.come(netip.MustParseAddr("192.0.2.1"))
+	s := come("192.0.2.1")
 	calls := 0
 	for a.begin(s) {
 		calls++
@@ -57,7 +61,7 @@ func TestSourcesShare(t *testing.T) {
 	if calls != 50 {
 		t.Errorf("one source alone has %d of 100 calls", calls)
 	}
-	other := a.come(netip.MustParseAddr("192.0.2.9"))
+	other := come("192.0.2.9")
 	if !a.begin(other) {
 		t.Error("another source may not call")
 	}

@@ -25,14 +25,16 @@ func (p *proxy) serve(c *relay.Call) {
 	idField := relay.Field{Name: relay.HeaderRequestID, Value: id}
 	own := ownService(c.Path())
 
-	record := &relay.CallRecord{Method: c.Path(), Source: from.name, RequestID: id}
-	p.metrics.Begin()
 	crowd := p.public.admission
-	room := crowd.begin(from.from)
+	origin := p.public.originOf(c, from)
+	record := &relay.CallRecord{Method: c.Path(), Source: origin.name, RequestID: id}
+	p.metrics.Begin()
+	room := crowd.begin(origin.share)
 	from.calls.begin(c) // before it is judged, so that no change in between is missed
 	c.OnDone(func(o relay.Outcome) {
 		from.calls.end(c)
-		crowd.end(from.from)
+		crowd.end(origin.share)
+		p.public.gone(origin)
 		record.Code, record.Duration = o.Code, o.Duration
 		if o.OriginHop {
 			record.Message = o.Message
@@ -48,7 +50,7 @@ func (p *proxy) serve(c *relay.Call) {
 			record.Denied = r.reason
 			who := record.Caller
 			if who == "" {
-				who = from.stranger()
+				who = origin.stranger()
 			}
 			p.denials.Add(who, record.Method, r.reason, r.code, now)
 		}
@@ -82,25 +84,26 @@ func (p *proxy) serve(c *relay.Call) {
 		p.own.serve(c, who.caller, id, back, refuse)
 		return
 	}
-	p.toCore(c, towardsCore(c.Header(), from, who.claim, idField), back, refuse, 0)
+	p.toCore(c, towardsCore(c.Header(), origin.name, who.claim, idField), back, refuse, 0)
 }
 
 // violated takes note of a request that broke the header rules, which the
 // engine answers itself: it is logged, counted and named like any other call.
 func (p *proxy) violated(c *relay.Call, v *relay.Violation) []relay.Field {
 	from := c.Peer().(*client)
+	origin := p.public.named(c, from)
 	method := c.Path()
 	if len(method) > maxMethodText {
 		method = method[:maxMethodText] + "…"
 	}
-	record := relay.CallRecord{Method: method, Source: from.name, RequestID: relay.NewRequestID(), Denied: "header_" + v.Reason, Message: v.Message}
+	record := relay.CallRecord{Method: method, Source: origin.name, RequestID: relay.NewRequestID(), Denied: "header_" + v.Reason, Message: v.Message}
 	p.metrics.Begin()
 	c.OnDone(func(o relay.Outcome) {
 		record.Code, record.Duration = o.Code, o.Duration
 		p.metrics.End(record)
 		p.access.Write(record)
 	})
-	p.denials.Add(from.stranger(), method, record.Denied, v.Code, time.Now())
+	p.denials.Add(origin.stranger(), method, record.Denied, v.Code, time.Now())
 	return []relay.Field{{Name: relay.HeaderRequestID, Value: record.RequestID}}
 }
 
@@ -138,7 +141,7 @@ func (p *proxy) toCore(c *relay.Call, header []relay.Field, back func([]relay.Fi
 // towardsCore is the header core gets: the caller's own, less what only
 // components may say (the engine dropped that), and what this proxy says of
 // the caller.
-func towardsCore(in []relay.Field, from *client, claim string, id relay.Field) []relay.Field {
+func towardsCore(in []relay.Field, source, claim string, id relay.Field) []relay.Field {
 	out := make([]relay.Field, 0, len(in)+3)
 	for _, f := range in {
 		if f.Name == "authorization" {
@@ -147,8 +150,8 @@ func towardsCore(in []relay.Field, from *client, claim string, id relay.Field) [
 		out = append(out, f)
 	}
 	out = append(out, id)
-	if from.name != "" {
-		out = append(out, relay.Field{Name: relay.HeaderSource, Value: from.name})
+	if source != "" {
+		out = append(out, relay.Field{Name: relay.HeaderSource, Value: source})
 	}
 	if claim != "" {
 		out = append(out, relay.Field{Name: relay.HeaderClientCert, Value: claim})

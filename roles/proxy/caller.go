@@ -9,7 +9,6 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"sallyport/acme/pki"
-	"sallyport/roles/link"
 	"sallyport/roles/policy"
 	"sallyport/roles/relay"
 )
@@ -19,6 +18,8 @@ import (
 type client struct {
 	source netip.AddrPort
 	from   *source             // whose share its calls are of
+	secure bool                // TLS ended here
+	front  bool                // it is a trusted front, and says whom it brings
 	name   string              // source as components tell each other: the bare address
 	chain  []*x509.Certificate // the client certificate it proved to hold, or nil
 	judged atomic.Pointer[judgement]
@@ -41,14 +42,6 @@ func newClient(source netip.AddrPort, chain []*x509.Certificate) *client {
 		c.name = source.Addr().String()
 	}
 	return c
-}
-
-// stranger is how a client without an identity is counted.
-func (c *client) stranger() string {
-	if !c.source.IsValid() {
-		return "unknown source"
-	}
-	return link.SourcePrefix(c.source.Addr()).String()
 }
 
 // certificate judges the client's certificate by v.
@@ -104,11 +97,14 @@ func (p *proxy) authenticate(call *relay.Call, c *client, v *view, now time.Time
 			n++
 		}
 	}
+	private, why := private(call.Front(), c)
 	switch {
 	case n == 0:
 		return out, nil
 	case n > 1:
 		return out, &refused{codes.Unauthenticated, "many_authorizations", "the call carries more than one authorization header: send one"}
+	case !private:
+		return out, &refused{codes.Unauthenticated, "token_unencrypted", "tokens are not taken from an unencrypted connection: " + why}
 	case authorization == "":
 		return out, &refused{codes.Unauthenticated, "empty_authorization", "the authorization header is empty: send 'Bearer ' and an API key, or leave it out"}
 	}

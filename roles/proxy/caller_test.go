@@ -44,11 +44,11 @@ func TestAJudgementEndsWithTheCertificate(t *testing.T) {
 
 func TestStrangersAreCountedByPrefix(t *testing.T) {
 	for source, want := range map[string]string{"192.0.2.7:1": "192.0.2.7/32", "[2001:db8:1:2:3:4:5:6]:1": "2001:db8:1:2::/64"} {
-		if got := newClient(netip.MustParseAddrPort(source), nil).stranger(); got != want {
+		if got := (origin{name: newClient(netip.MustParseAddrPort(source), nil).name}).stranger(); got != want {
 			t.Errorf("%s is counted as %s, want %s", source, got, want)
 		}
 	}
-	if got := newClient(netip.AddrPort{}, nil).stranger(); got != "unknown source" {
+	if got := (origin{name: newClient(netip.AddrPort{}, nil).name}).stranger(); got != "unknown source" {
 		t.Errorf("no address is counted as %s", got)
 	}
 }

@@ -177,7 +177,9 @@ func open(s configs.Proxy, d Deps) (*proxy, error) {
 	}
 	p.renewer = &link.Renewer{Self: p.self, Dir: p.dir(), End: p.end, RenewBefore: s.RenewBefore, Version: d.Version, Log: d.Log,
 		Ready: func(error) { p.state.changed() }}
-	if s.TLS == "files" {
+	if s.TLS == "off" {
+		p.certificates = noCertificate{}
+	} else if s.TLS == "files" {
 		source, err := link.OpenOutside(publicPort, s.TLSCert, s.TLSKey, d.Log, p.state.changed)
 		if err != nil {
 			return nil, err

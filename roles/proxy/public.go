@@ -16,15 +16,15 @@ import (
 	"golang.org/x/net/http2"
 
 	"sallyport/acme/pki"
+	"sallyport/configs"
 	"sallyport/roles/link"
 	"sallyport/roles/relay"
 )
 
 const (
-	publicPort       = "the public port"
-	handshakeTimeout = 10 * time.Second
-	strangeTimeout   = 5 * time.Second // answering somebody who speaks no HTTP/2
-	cutTimeout       = time.Second     // telling callers that their calls were cut
+	publicPort     = "the public port"
+	strangeTimeout = 5 * time.Second // answering somebody who speaks no HTTP/2
+	cutTimeout     = time.Second     // telling callers that their calls were cut
 )
 
 // public is the listener that callers reach.
@@ -33,6 +33,7 @@ type public struct {
 	refusals  *link.Refusals
 	config    *tls.Config
 	admission *admission
+	limits    configs.Limits
 
 	mu     sync.Mutex // guards what follows
 	open   map[*relay.Conn]bool
@@ -40,9 +41,12 @@ type public struct {
 }
 
 func newPublic(p *proxy) *public {
-	l := &public{proxy: p, refusals: link.NewRefusals(p.log), admission: p.deps.admission, open: make(map[*relay.Conn]bool)}
+	l := &public{proxy: p, refusals: link.NewRefusals(p.log), admission: p.deps.admission, limits: p.settings.Limits, open: make(map[*relay.Conn]bool)}
+	if l.limits == (configs.Limits{}) {
+		l.limits = configs.DefaultLimits()
+	}
 	if l.admission == nil {
-		l.admission = newAdmission()
+		l.admission = newAdmission(l.limits)
 	}
 	l.config = &tls.Config{
 		MinVersion: tls.VersionTLS12,
@@ -77,10 +81,12 @@ func (l *public) serve(ctx, work context.Context, listener net.Listener) error {
 		switch {
 		case err == nil:
 			pause = 5 * time.Millisecond
-			if from := l.admission.come(link.RemoteOf(nc).Addr()); from != nil {
+			remote := link.RemoteOf(nc)
+			if from, why := l.admission.come(remote.Addr(), l.shared(remote.Addr())); from != nil {
 				running.Go(func() { l.connection(work, nc, from) })
 			} else {
-				l.crowded(nc)
+				nc.Close()
+				l.crowded(remote, why)
 			}
 			continue
 		case ctx.Err() != nil:
@@ -99,75 +105,56 @@ func (l *public) serve(ctx, work context.Context, listener net.Listener) error {
 	}
 }
 
-// crowded turns away a connection for which there is no place.
-func (l *public) crowded(nc net.Conn) {
-	nc.Close()
-	l.proxy.edge.handshakes.WithLabelValues("too_many").Inc()
-	l.refusals.Note(link.RemoteOf(nc), "", &pki.Refusal{Code: "too_many", Cause: "this source has too many connections to the public port, or all sources together",
-		Remedy: "none if somebody does so on purpose: others find a place; if they are yours, let clients share connections, start more proxies, or raise the limit of open files"})
+// shared says whether many callers come from this address.
+func (l *public) shared(a netip.Addr) bool {
+	return l.balancer(a) || contains(l.proxy.settings.TrustedFronts, a)
+}
+
+// crowded takes note of a connection for which there is no place.
+func (l *public) crowded(remote netip.AddrPort, why string) {
+	l.refused(why)
+	l.refusals.Note(remote, "", &pki.Refusal{Code: why, Cause: "this source has too many connections to the public port, or all sources together",
+		Remedy: "none if somebody does so on purpose: others find a place; if they are yours, let clients share connections, start more proxies, raise --limit connections or handshakes, or the limit of open files"})
 }
 
 // connection is one connection from its first byte to its end.
 func (l *public) connection(ctx context.Context, raw net.Conn, from *source) {
-	defer l.admission.leave(from)
+	defer func() { l.admission.leave(from) }()
 	defer raw.Close()
 	stop := context.AfterFunc(ctx, func() { raw.SetDeadline(time.Unix(1, 0)) })
-	tc := l.handshake(ctx, raw)
+	a := l.enter(ctx, raw, &from)
 	l.admission.shaken(from)
-	if !stop() || tc == nil {
+	if !stop() || a == nil {
 		return
 	}
-	defer tc.Close()
-	state := tc.ConnectionState()
-	if state.NegotiatedProtocol != "h2" {
-		l.answerStranger(tc)
+	defer a.nc.Close()
+	if a.spoken != link.HTTP2 || a.secure && a.alpn != "h2" {
+		l.answerStranger(a)
 		return
 	}
 	raw.SetDeadline(time.Time{})
 	p := l.proxy
-	conn := relay.NewServer(tc, &relay.Options{Limits: relay.EdgeLimits(), Metrics: p.frames, Log: p.log, Hop: p.hop(), Remote: "caller", Edge: true, Violated: p.violated, Document: p.document}, relay.HandlerFunc(p.serve))
-	peer := newClient(link.RemoteOf(raw), state.PeerCertificates)
-	peer.from = from
+	peer := newClient(a.remote, a.chain)
+	peer.from, peer.secure, peer.front = from, a.secure, contains(p.settings.TrustedFronts, a.remote.Addr())
+	conn := relay.NewServer(a.nc, l.options(peer), relay.HandlerFunc(p.serve))
 	conn.SetPeer(peer)
 	if !l.add(conn) {
 		return
 	}
 	defer l.remove(conn)
 	err := conn.Run(ctx)
-	p.log.Debug("a caller's connection ended", "from", raw.RemoteAddr().String(), "cause", err)
+	p.log.Debug("a caller's connection ended", "from", a.remote.String(), "cause", err)
 }
 
-// handshake returns the connection after its TLS handshake, or nil when it was
-// refused and answered.
-func (l *public) handshake(ctx context.Context, raw net.Conn) *tls.Conn {
-	remote := link.RemoteOf(raw)
-	raw.SetDeadline(time.Now().Add(handshakeTimeout))
-	nc, kind, err := link.Peek(raw)
-	if err != nil {
-		return nil // it came and went without a word
+// options are those of one caller's connection.
+func (l *public) options(from *client) *relay.Options {
+	p := l.proxy
+	limits := edgeLimits(l.limits)
+	if from.front {
+		limits = frontLimits(limits)
 	}
-	if kind != link.TLS {
-		l.refusals.Note(remote, "", kind.Refusal(publicPort))
-		l.proxy.edge.handshakes.WithLabelValues("plaintext").Inc()
-		kind.Answer(nc, publicPort)
-		return nil
-	}
-	tc := tls.Server(nc, l.config)
-	if err := tc.HandshakeContext(ctx); err != nil {
-		if errors.Is(err, io.EOF) || ctx.Err() != nil {
-			return nil
-		}
-		why, ok := pki.AsRefusal(err)
-		if !ok {
-			explained := pki.Explain(err)
-			why = &explained
-		}
-		l.refusals.Note(remote, "", why)
-		l.proxy.edge.handshakes.WithLabelValues(why.Code).Inc()
-		return nil
-	}
-	l.proxy.edge.connections.Inc()
-	return tc
+	return &relay.Options{Limits: limits, Metrics: p.frames, Log: p.log, Hop: p.hop(), Remote: "caller", Edge: true, Front: from.front,
+		Violated: p.violated, Document: p.document}
 }
 
 // crlPath is where the list of what the callers' issuer has revoked lies.
@@ -183,17 +170,14 @@ func (p *proxy) document(path string) (kind string, body []byte) {
 
 // answerStranger tells a client that did not negotiate HTTP/2 what is spoken
 // here, in whichever version of HTTP it speaks.
-func (l *public) answerStranger(tc *tls.Conn) {
-	tc.SetDeadline(time.Now().Add(strangeTimeout))
-	nc, kind, err := link.Peek(tc)
-	if err != nil {
-		return
-	}
+func (l *public) answerStranger(a *arrival) {
+	nc := a.nc
+	nc.SetDeadline(time.Now().Add(strangeTimeout))
 	const text = "This is a gRPC server. It speaks HTTP/2 over TLS, negotiated by ALPN (h2), and nothing else.\n"
-	if kind == link.HTTP2 {
+	if a.spoken == link.HTTP2 {
 		l.proxy.edge.handshakes.WithLabelValues("no_h2").Inc()
 		// Something between the two took ALPN away.
-		framer := http2.NewFramer(tc, nil)
+		framer := http2.NewFramer(nc, nil)
 		_ = framer.WriteSettings()
 		_ = framer.WriteGoAway(0, http2.ErrCodeInadequateSecurity, []byte("HTTP/2 was not negotiated by ALPN (h2): let the client offer it, and what stands in between pass it on"))
 		return
@@ -204,16 +188,16 @@ func (l *public) answerStranger(tc *tls.Conn) {
 	}
 	request.Body.Close()
 	if kind, body := l.proxy.document(request.URL.Path); body != nil && (request.Method == http.MethodGet || request.Method == http.MethodHead) {
-		fmt.Fprintf(tc, "HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n", kind, len(body))
+		fmt.Fprintf(nc, "HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n", kind, len(body))
 		if request.Method == http.MethodGet {
-			_, _ = tc.Write(body)
+			_, _ = nc.Write(body)
 		}
 		return
 	}
 	l.proxy.edge.handshakes.WithLabelValues("no_h2").Inc()
-	fmt.Fprintf(tc, "HTTP/1.1 505 HTTP Version Not Supported\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\nConnection: close\r\n\r\n", len(text))
+	fmt.Fprintf(nc, "HTTP/1.1 505 HTTP Version Not Supported\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\nConnection: close\r\n\r\n", len(text))
 	if request.Method != http.MethodHead {
-		_, _ = io.WriteString(tc, text)
+		_, _ = io.WriteString(nc, text)
 	}
 }
 

@@ -85,7 +85,7 @@ func (p *proxy) checkOpen(all bool) {
 			}
 			name := who.caller.ID
 			if name == "" {
-				name = from.stranger()
+				name = p.public.named(c, from).stranger()
 			}
 			p.denials.Add(name, c.Path(), no.reason, no.code, now)
 			c.Reject(no.code, no.message)

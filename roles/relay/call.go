@@ -15,7 +15,8 @@ type Call struct {
 	in        stream // guarded by its connection
 	first     stream // what the first Forward opens
 	path      string
-	get       bool // by GET: no call
+	get       bool   // by GET: no call
+	front     *Front // nil without one
 	authority string
 	header    []Field
 	timeout   time.Duration // -1 without

@@ -25,6 +25,10 @@ type Options struct {
 	Remote  string       // what is at the other end, as callers read it: "link to gateway orders-1", "upstream orders"
 	Edge    bool         // the peer is not one of our components: reserved headers are dropped, deadlines enforced
 
+	// Front says that the peer is an HTTP proxy that is believed about its
+	// callers: Call.Front has what it says of each.
+	Front bool
+
 	// Violated, if set, hears of a request that broke the header rules and
 	// therefore reaches no handler, before it is answered. What it returns goes
 	// into the answer. It runs on the reader goroutine.
@@ -83,6 +87,7 @@ type Conn struct {
 	tls       tlsConn  // nc, if it speaks TLS
 	client    bool
 	edge      bool
+	front     bool
 	scheme    string
 	hop       string
 	remote    string
@@ -160,7 +165,7 @@ type Conn struct {
 // we dialled.
 func NewServer(nc net.Conn, o *Options, h Handler) *Conn {
 	c := newConn(nc, o)
-	c.handler, c.edge, c.violated, c.document = h, o.Edge, o.Violated, o.Document
+	c.handler, c.edge, c.front, c.violated, c.document = h, o.Edge, o.Front, o.Violated, o.Document
 	if o.Edge {
 		c.lim = o.Limits.or(EdgeLimits())
 	} else {

@@ -41,6 +41,9 @@ func (c *Conn) newCall(id uint32, fields []Field, end, tooLarge bool, b *batch) 
 	if broken == nil && !tooLarge {
 		v = checkRequest(fields, c.edge, c.dec.clean, true)
 		call.split(fields)
+		if c.front {
+			call.front = frontOf(call.header)
+		}
 	}
 
 	c.mu.Lock()

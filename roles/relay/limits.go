@@ -28,6 +28,7 @@ type Limits struct {
 	ConnBuffer    int64         // bytes waiting for a peer's window, over all streams of a connection: 16 MiB edge, 128 MiB link and upstream
 	Backlog       int           // bytes waiting for a socket that takes nothing, before the connection is given up: 1 MiB edge, 64 MiB link and upstream (calm)
 	FirstFrame    time.Duration // until the peer's preface and SETTINGS are there: 10 s
+	HeaderTime    time.Duration // until a header block that has begun is there whole: 10 s (calm)
 	Stall         time.Duration // a connection whose peer grants no window at all, or takes nothing, with bytes waiting: 60 s (calm)
 	StreamStall   time.Duration // the same for one stream, which is then ended with RESOURCE_EXHAUSTED: 5 min
 	HalfOpen      time.Duration // the longest a call may wait for the role to forward or reject it: 30 s
@@ -51,7 +52,7 @@ func EdgeLimits() Limits {
 		Streams: 250, StreamWindow: 256 << 10, ConnWindow: 4 << 20, HeaderList: 64 << 10, HeaderTable: 4096,
 		Continuations: 16, Resets: 200, Pings: 50, Settings: 20, Priorities: 500, EmptyData: 200, WindowUpdates: 2000, MalformedCalls: 100,
 		ConnBuffer: 16 << 20, Backlog: 1 << 20,
-		FirstFrame: 10 * time.Second, Stall: time.Minute, StreamStall: 5 * time.Minute, HalfOpen: 30 * time.Second, QueueWait: time.Second,
+		FirstFrame: 10 * time.Second, HeaderTime: 10 * time.Second, Stall: time.Minute, StreamStall: 5 * time.Minute, HalfOpen: 30 * time.Second, QueueWait: time.Second,
 		PingInterval: 20 * time.Second, PingTimeout: 10 * time.Second, Idle: 10 * time.Minute, DeadlineGrace: 200 * time.Millisecond,
 	}
 }
@@ -93,6 +94,7 @@ func (l Limits) or(d Limits) Limits {
 	fill(&l.ConnBuffer, d.ConnBuffer)
 	fill(&l.Backlog, d.Backlog)
 	fill(&l.FirstFrame, d.FirstFrame)
+	fill(&l.HeaderTime, d.HeaderTime)
 	fill(&l.Stall, d.Stall)
 	fill(&l.StreamStall, d.StreamStall)
 	fill(&l.HalfOpen, d.HalfOpen)

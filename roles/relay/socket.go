@@ -28,6 +28,14 @@ func (l socketListener) Accept() (net.Conn, error) {
 	return Socket(nc), nil
 }
 
+// Restart forgets what the first bytes of a connection that went through Socket
+// said of it: the header of another protocol came before. Nobody may be reading.
+func Restart(nc net.Conn) {
+	if s := socketUnder(nc); s != nil {
+		s.mode, s.left = 0, 0
+	}
+}
+
 // socketUnder finds the Socket that nc is, or that its TLS runs on.
 func socketUnder(nc net.Conn) *socket {
 	for range 4 {

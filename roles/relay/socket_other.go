@@ -6,7 +6,11 @@ import "net"
 
 // socket does not exist here: every connection is read and written as any other
 // net.Conn.
-type socket struct{ net.Conn }
+type socket struct {
+	net.Conn
+	mode byte
+	left int
+}
 
 func newSocket(net.Conn) *socket { return nil }
 
