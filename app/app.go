@@ -25,21 +25,22 @@ import (
 
 // grammar is every verb, in the order and the groups of the help.
 type grammar struct {
-	Call    callVerb    `cmd:"" group:"try" help:"Call a method through the edge: a small gRPC client over reflection."`
-	Gateway gatewayNoun `cmd:"" group:"topology" help:"The gateways beside private services."`
-	Proxy   proxyNoun   `cmd:"" group:"topology" help:"The proxies at the public edge."`
-	Service serviceNoun `cmd:"" group:"topology" help:"The services that gateways announce."`
-	Policy  policyNoun  `cmd:"" group:"access" help:"Who may call which method."`
-	APIKey  apikeyNoun  `cmd:"" name:"apikey" group:"access" help:"Keys for callers without a certificate."`
-	Cert    certNoun    `cmd:"" group:"certificates" help:"Certificates for callers and services."`
-	CA      caNoun      `cmd:"" name:"ca" group:"certificates" help:"The embedded certificate authority."`
-	Status  statusVerb  `cmd:"" group:"look" help:"What is connected, served and in flight."`
-	Audit   auditNoun   `cmd:"" group:"look" help:"What was joined, issued, changed and denied."`
-	Health  healthVerb  `cmd:"" group:"look" help:"Whether the process on this host is ready; for probes."`
-	Backup  backupVerb  `cmd:"" group:"keep" help:"Write the whole state of core into one encrypted file, while it runs."`
-	Restore restoreVerb `cmd:"" group:"keep" help:"Put a backup into a data directory."`
-	Config  configNoun  `cmd:"" group:"keep" help:"The settings this machine would run with."`
-	Version versionVerb `cmd:"" group:"keep" help:"The version of this binary."`
+	Call     callVerb     `cmd:"" group:"try" help:"Call a method through the edge: a small gRPC client over reflection."`
+	Gateway  gatewayNoun  `cmd:"" group:"topology" help:"The gateways beside private services."`
+	Proxy    proxyNoun    `cmd:"" group:"topology" help:"The proxies at the public edge."`
+	Service  serviceNoun  `cmd:"" group:"topology" help:"The services that gateways announce."`
+	Policy   policyNoun   `cmd:"" group:"access" help:"Who may call which method."`
+	APIKey   apikeyNoun   `cmd:"" name:"apikey" group:"access" help:"Keys for callers without a certificate."`
+	Cert     certNoun     `cmd:"" group:"certificates" help:"Certificates for callers and services."`
+	CA       caNoun       `cmd:"" name:"ca" group:"certificates" help:"The embedded certificate authority."`
+	Firewall firewallNoun `cmd:"" group:"firewall" help:"Which addresses the kernel lets to the gRPC ports."`
+	Status   statusVerb   `cmd:"" group:"look" help:"What is connected, served and in flight."`
+	Audit    auditNoun    `cmd:"" group:"look" help:"What was joined, issued, changed and denied."`
+	Health   healthVerb   `cmd:"" group:"look" help:"Whether the process on this host is ready; for probes."`
+	Backup   backupVerb   `cmd:"" group:"keep" help:"Write the whole state of core into one encrypted file, while it runs."`
+	Restore  restoreVerb  `cmd:"" group:"keep" help:"Put a backup into a data directory."`
+	Config   configNoun   `cmd:"" group:"keep" help:"The settings this machine would run with."`
+	Version  versionVerb  `cmd:"" group:"keep" help:"The version of this binary."`
 }
 
 // cli is what every verb may use of the outside world.

@@ -14,6 +14,7 @@ var groups = []kong.Group{
 	{Key: "topology", Title: "topology", Description: "which gateways and proxies belong to this core, and who serves what"},
 	{Key: "access", Title: "access", Description: "who may call which method"},
 	{Key: "certificates", Title: "certificates", Description: "for callers and for services; components get theirs by themselves"},
+	{Key: "firewall", Title: "firewall", Description: "the kernel lets only the peers to a gRPC port"},
 	{Key: "look", Title: "look", Description: "what is going on"},
 	{Key: "keep", Title: "keep", Description: "backups, settings and versions"},
 }

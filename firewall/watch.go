@@ -1,0 +1,196 @@
+package firewall
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"sallyport/configs"
+)
+
+// Watcher keeps the kernel's rules at what a data file says.
+type Watcher struct {
+	Host  Host
+	File  string
+	Roles []configs.Role // whose tables; what the file says about others is not looked at
+	Ports map[configs.Role][]uint16
+
+	Every   time.Duration // between looks at the file; 250ms
+	Compare time.Duration // between looks at the kernel; 5s
+
+	// Say is told what happened, once each. bad is true where something is wrong
+	// and the rules stay as they are.
+	Say func(bad bool, format string, args ...any)
+}
+
+// Run follows the file until ctx ends; the rules stay. A file that is missing or
+// bad in any way changes nothing and is said once. Where the kernel's tables are
+// no longer what was loaded, such as after a restart of another firewall service
+// that clears everything, they are loaded again.
+func (w Watcher) Run(ctx context.Context) error {
+	if err := w.Host.directory(); err != nil {
+		return err
+	}
+	for _, role := range w.Roles {
+		unlock, err := w.Host.watching(ctx, role)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+	}
+	s := &watch{Watcher: w}
+	look := time.NewTicker(w.Every)
+	defer look.Stop()
+	for {
+		s.step(ctx)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-look.C:
+		}
+	}
+}
+
+// watch is the state of a Watcher that runs.
+type watch struct {
+	Watcher
+	seen     fileID
+	trouble  string  // said last, until something goes well
+	wanted   []Rules // what the file said last that was good
+	loaded   string  // the text in the kernel
+	odd      []string
+	compared time.Time
+}
+
+// fileID changes when a file does.
+type fileID struct {
+	device, inode uint64
+	size, mtime   int64
+	ctime         int64
+}
+
+func idOf(path string) fileID {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return fileID{}
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return fileID{}
+	}
+	return fileID{uint64(st.Dev), st.Ino, st.Size, st.Mtim.Nano(), st.Ctim.Nano()}
+}
+
+func (s *watch) step(ctx context.Context) {
+	id := idOf(s.File)
+	if id != s.seen || id == (fileID{}) {
+		rules, err := s.read()
+		if err != nil {
+			s.bad(err)
+		} else {
+			s.wanted, s.trouble = rules, ""
+		}
+		s.seen = id
+	}
+	if len(s.wanted) == 0 || ctx.Err() != nil {
+		return
+	}
+	text, err := Render(s.wanted...)
+	if err != nil {
+		s.bad(err)
+		return
+	}
+	if text == s.loaded {
+		s.compare(ctx)
+	}
+	if text != s.loaded {
+		s.load(ctx, text)
+	}
+}
+
+func (s *watch) read() ([]Rules, error) {
+	d, err := ReadData(s.File)
+	if err != nil {
+		return nil, err
+	}
+	var rules []Rules
+	for _, role := range s.Roles {
+		e := d.Of(role)
+		if e == nil {
+			return nil, fmt.Errorf("%s says nothing of %s", s.File, role)
+		}
+		r, err := NewRules(role, *e, s.Ports[role]...)
+		if err != nil {
+			return nil, err
+		}
+		rules = append(rules, r)
+	}
+	return rules, nil
+}
+
+func (s *watch) load(ctx context.Context, text string) {
+	unlock, err := s.Host.begin(ctx)
+	if err == nil {
+		err = s.Host.load(ctx, text)
+		unlock()
+	}
+	if err != nil {
+		s.bad(err)
+		return
+	}
+	s.loaded, s.trouble, s.compared = text, "", time.Now()
+	for _, r := range s.wanted {
+		s.Say(false, "%s: loaded generation %d, %s", r.role, r.generation, r.Summary())
+		for _, warning := range r.Warnings() {
+			s.Say(true, "%s: %s", r.role, warning)
+		}
+	}
+	if s.odd, err = s.drift(ctx); err == nil && len(s.odd) > 0 {
+		s.Say(true, "nft lists the rules otherwise than this binary expects; that alone is no drift: %s", strings.Join(s.odd, "; "))
+	}
+}
+
+// compare forgets what is loaded where the kernel no longer has it.
+func (s *watch) compare(ctx context.Context) {
+	if time.Since(s.compared) < s.Compare {
+		return
+	}
+	s.compared = time.Now()
+	lines, err := s.drift(ctx)
+	if err != nil {
+		s.bad(err)
+		return
+	}
+	if slices.Equal(lines, s.odd) {
+		return
+	}
+	for _, l := range lines {
+		s.Say(true, "%s", l)
+	}
+	s.loaded = ""
+}
+
+func (s *watch) drift(ctx context.Context) (lines []string, err error) {
+	for _, r := range s.wanted {
+		k, err := s.Host.NFT.Kernel(ctx, r.role)
+		if err != nil {
+			return nil, err
+		}
+		lines = append(lines, r.Drift(k)...)
+	}
+	return lines, nil
+}
+
+// bad says what is wrong, once until something else is, or all is well.
+func (s *watch) bad(err error) {
+	if errors.Is(err, context.Canceled) || err.Error() == s.trouble {
+		return
+	}
+	s.trouble = err.Error()
+	s.Say(true, "the rules stay as they are: %v", err)
+}
