@@ -34,6 +34,9 @@ type Call struct {
 	done     bool
 	outcome  *Outcome
 	onDone   func(Outcome)
+	meter    *Meter // set before the call is forwarded, if at all
+
+	capped string // what is said at the end that Cap set; guarded by the connection's mutex
 }
 
 // ForwardOptions say how a call is passed on.
@@ -204,6 +207,13 @@ func (c *Call) requestData(p []byte, end bool, b *batch) {
 	if c.done {
 		c.mu.Unlock()
 		return
+	}
+	if c.meter != nil {
+		if no := c.meter.up(p); no != nil {
+			c.mu.Unlock()
+			c.reject(no.outcome(), no.Extra, b)
+			return
+		}
 	}
 	c.bodyEnd = c.bodyEnd || end
 	out := c.out

@@ -115,6 +115,12 @@ func (c *Call) respond(s *stream, fields []Field, end bool, o Outcome, b *batch)
 // responseData is DATA of the response.
 func (c *Call) responseData(s *stream, p []byte, end bool, b *batch) {
 	c.down.Add(int64(len(p)))
+	if c.meter != nil {
+		if no := c.meter.down(p); no != nil {
+			c.reject(no.outcome(), no.Extra, b)
+			return
+		}
+	}
 	in := &c.in
 	in.c.mu.Lock()
 	over := in.c.sendData(in, p, end, b)

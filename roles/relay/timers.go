@@ -318,8 +318,11 @@ func (c *Conn) fire(s *stream, now int64, b *batch) {
 	forwarded, serving := call.out != nil, call.serving != nil
 	call.mu.Unlock()
 	c.mu.Lock()
-	deadline, halfOpen := s.deadline, s.halfOpen
+	deadline, halfOpen, message := s.deadline, s.halfOpen, call.capped
 	c.mu.Unlock()
+	if message == "" {
+		message = c.hop + ": nobody answered before the call's deadline"
+	}
 	switch {
 	case serving: // the handler is at it: OnDone does not run beside it
 		c.mu.Lock()
@@ -329,7 +332,7 @@ func (c *Conn) fire(s *stream, now int64, b *batch) {
 		c.mu.Unlock()
 	case deadline != 0 && now >= deadline:
 		c.m.Expired.Add(1)
-		call.reject(Outcome{Code: codes.DeadlineExceeded, Message: c.hop + ": nobody answered before the call's deadline", Reason: "deadline"}, nil, b)
+		call.reject(Outcome{Code: codes.DeadlineExceeded, Message: message, Reason: "deadline"}, nil, b)
 	case !forwarded && halfOpen != 0 && now >= halfOpen:
 		call.reject(Outcome{Code: codes.Unavailable, Message: c.hop + ": no place was found for the call in time", Reason: "half_open"}, nil, b)
 	default:
