@@ -71,6 +71,8 @@ type Flags struct {
 	TrustedFront  []string `name:"trusted-front" group:"proxy" help:"Where a front comes from that ends TLS for --tls off, or is believed about x-forwarded-for. Repeatable." placeholder:"CIDR" roles:"proxy" kind:"cidrs"`
 	ProxyProtocol []string `name:"proxy-protocol" group:"proxy" help:"Where balancers come from that begin every connection with a PROXY protocol header, v1 or v2. Repeatable." placeholder:"CIDR" roles:"proxy" kind:"cidrs"`
 	Limit         []string `name:"limit" group:"proxy" help:"One limit of the public port, such as connections=4096 or header_list=32KiB; 'config print' lists them all. Repeatable." placeholder:"NAME=VALUE" roles:"proxy" kind:"limits"`
+	CORSOrigin    []string `name:"cors-origin" group:"proxy" help:"Origin of web pages that may call by gRPC-Web: https://app.example.org, or https://*.example.org for every host below. Repeatable." placeholder:"ORIGIN" roles:"proxy" kind:"origins"`
+	AskClientCert *string  `name:"ask-client-cert" group:"proxy" help:"Ask for client certificates: auto (whoever offers HTTP/2 alone, as gRPC clients do and browsers do not), always or never (default auto)." placeholder:"WHEN" roles:"proxy" kind:"auto|always|never" fallback:"auto"`
 
 	Join     *string `name:"join" group:"proxy and gateway" help:"Join token as 'proxy add' or 'gateway add' printed it; - asks for it." placeholder:"TOKEN|-" roles:"proxy,gateway" kind:"secret"`
 	JoinFile *string `name:"join-file" group:"proxy and gateway" help:"File that holds the join token." placeholder:"FILE" roles:"proxy,gateway" kind:"secret-file"`

@@ -203,6 +203,8 @@ func (b *loader) proxy() {
 	p.ClientCAs = b.clientCAs()
 	p.NoPeerCheck, p.FirewallFile = b.peers(RoleProxy, p.DataDir)
 	p.CoreIP = b.coreIP()
+	p.CORSOrigins = b.origins()
+	p.AskClientCert = b.word("ask-client-cert", RoleProxy)
 	public := "127.0.0.1:8443"
 	if (p.TLSCert != "" || len(p.Domains) > 0) && !b.s.Process.All {
 		public = ":443"

@@ -52,7 +52,7 @@ func TestDefaults(t *testing.T) {
 			GRPCTLS: "internal", BackupEvery: 24 * time.Hour, BackupKeep: 14, FirewallFile: "/home/x/.local/state/sallyport/firewall.json"},
 		Proxy: &Proxy{DataDir: "/home/x/.local/state/sallyport", GRPCAddress: ":50051", PublicAddress: "127.0.0.1:8443", TLS: "internal",
 			DrainTimeout: 30 * time.Second, MaxLinkAge: 168 * time.Hour, AccessLog: "failures", GRPCTLS: "internal", Limits: DefaultLimits(),
-			FirewallFile: "/home/x/.local/state/sallyport/firewall.json"},
+			FirewallFile: "/home/x/.local/state/sallyport/firewall.json", AskClientCert: "auto"},
 		Gateway: &Gateway{DataDir: "/home/x/.local/state/sallyport", Demo: true,
 			DrainTimeout: 30 * time.Second, MaxLinkAge: 168 * time.Hour, AccessLog: "failures"},
 	}
@@ -216,6 +216,8 @@ func TestRefused(t *testing.T) {
 		{name: "client CA without file", args: []string{"role=proxy", "client-ca=partner"}, want: []string{"flag --client-ca", "NAME=FILE"}},
 		{name: "client CA name", text: "role = \"proxy\"\nclient_ca = [\n  \"Partner=" + here + "\",\n]\n", want: []string{":3:3", `"Partner" is no name`}},
 		{name: "client CA twice", args: []string{"role=proxy", "client-ca=a=" + here, "client-ca=a=" + here}, want: []string{`two CAs are called "a"`}},
+		{name: "CORS for all", args: []string{"role=proxy", "cors-origin=*"}, want: []string{"flag --cors-origin", "every site", "https://*.DOMAIN"}},
+		{name: "CORS with a path", text: "role = \"proxy\"\ncors_origin = [\n  \"https://a.example/\",\n]\n", want: []string{":3:3", "without a slash"}},
 		{name: "client CA file away", args: []string{"role=proxy", "client-ca=a=/nowhere/ca.pem"}, want: []string{"flag --client-ca", "cannot be read"}},
 		{name: "export among the own keys", args: []string{"role=gateway", "data-dir=/d", "export-cert=/d/tls"}, want: []string{"flag --export-cert", "a directory of its own"}},
 		{name: "renew before issued", args: []string{"role=all", "cert-lifetime=1h", "renew-before=1h"}, want: []string{"flag --renew-before", "--cert-lifetime 1h"}},

@@ -83,6 +83,13 @@ func samples(t *testing.T) map[string]sample {
 			}
 			return s.Proxy.ClientCAs[0].Name + "=" + s.Proxy.ClientCAs[0].File
 		}, nil},
+		"cors-origin": {"proxy", [3]string{"https://a.example", "https://*.b.example", "http://localhost:3"}, func(s *Settings) string {
+			if len(s.Proxy.CORSOrigins) == 0 {
+				return ""
+			}
+			return s.Proxy.CORSOrigins[0].String()
+		}, nil},
+		"ask-client-cert":        {"proxy", [3]string{"always", "never", "auto"}, func(s *Settings) string { return s.Proxy.AskClientCert }, nil},
 		"ca-passphrase-file":     {"core", passphrases, func(s *Settings) string { return s.Core.CAPassphrase.Reveal() }, word},
 		"ca-key-file":            {"core", [3]string{"/a", "/b", "/c"}, func(s *Settings) string { return s.Core.CAKeyFile }, nil},
 		"backup-dir":             {"core;backup-passphrase-file=" + passphrases[0], [3]string{"/a", "/b", "/c"}, func(s *Settings) string { return s.Core.BackupDir }, nil},

@@ -110,6 +110,8 @@ type Proxy struct {
 	Limits        Limits         // what strangers may cost
 	TrustedFronts []netip.Prefix // who is believed about a caller's address and about TLS
 	ProxyProtocol []netip.Prefix // who begins every connection with a PROXY header
+	CORSOrigins   []Origin       // whose scripts may call by gRPC-Web; none
+	AskClientCert string         // auto, always or never; auto: of clients that offer HTTP/2 alone
 }
 
 // ClientCA is a foreign CA whose client certificates a proxy accepts. Its callers

@@ -232,7 +232,7 @@ func TestTLSOff(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer nc.Close()
-	fmt.Fprint(nc, "GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n")
+	fmt.Fprint(nc, "GET /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
 	_ = nc.SetReadDeadline(time.Now().Add(15 * time.Second))
 	if b, err := io.ReadAll(nc); err != nil || !strings.HasPrefix(string(b), "HTTP/1.1 ") {
 		t.Errorf("HTTP/1.1 got %q %v", b, err)

@@ -1,15 +1,12 @@
 package proxy
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
-	"io"
 	"net"
-	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -34,6 +31,7 @@ type public struct {
 	config    *tls.Config
 	admission *admission
 	limits    configs.Limits
+	http1     *http1
 
 	mu     sync.Mutex // guards what follows
 	open   map[*relay.Conn]bool
@@ -55,7 +53,7 @@ func newPublic(p *proxy) *public {
 			tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
 			tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
 		},
-		NextProtos: []string{"h2", "http/1.1"}, // the latter to be told that it does not work
+		NextProtos: []string{"h2", "http/1.1"},
 		// Certificates are asked for and judged later: a bad one is answered
 		// in words, on every call, and not with a TLS alert.
 		ClientAuth: tls.RequestClientCert,
@@ -64,7 +62,29 @@ func newPublic(p *proxy) *public {
 		},
 		DynamicRecordSizingDisabled: true,
 	}
+	l.askForCertificates(p.settings.AskClientCert)
+	l.http1 = newHTTP1(l)
 	return l
+}
+
+// askForCertificates says who is asked for a client certificate. A browser that
+// is asked asks its user, for nothing: callers there have tokens. Browsers offer
+// HTTP/1.1 beside HTTP/2, clients of gRPC do not.
+func (l *public) askForCertificates(when string) {
+	switch when {
+	case "always":
+	case "never":
+		l.config.ClientAuth = tls.NoClientCert
+	default:
+		unasked := l.config.Clone()
+		unasked.ClientAuth = tls.NoClientCert
+		l.config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			if slices.Contains(hello.SupportedProtos, "http/1.1") {
+				return unasked, nil
+			}
+			return nil, nil
+		}
+	}
 }
 
 // serve accepts connections until ctx ends or the listener fails. Connections
@@ -72,6 +92,7 @@ func newPublic(p *proxy) *public {
 func (l *public) serve(ctx, work context.Context, listener net.Listener) error {
 	var running sync.WaitGroup
 	defer running.Wait()
+	running.Go(l.http1.run)
 	stop := context.AfterFunc(ctx, func() { listener.Close() })
 	defer stop()
 	defer listener.Close()
@@ -128,77 +149,51 @@ func (l *public) connection(ctx context.Context, raw net.Conn, from *source) {
 		return
 	}
 	defer a.nc.Close()
-	if a.spoken != link.HTTP2 || a.secure && a.alpn != "h2" {
-		l.answerStranger(a)
+	peer := newClient(a.remote, a.chain)
+	peer.from, peer.secure, peer.front = from, a.secure, contains(l.proxy.settings.TrustedFronts, a.remote.Addr())
+	switch {
+	case a.spoken == link.HTTP1:
+		l.http1.serve(ctx, a.nc, peer)
+		return
+	case a.spoken != link.HTTP2:
+		l.refused("not_http")
+		return
+	case a.secure && a.alpn != "h2":
+		l.notNegotiated(a.nc)
 		return
 	}
 	raw.SetDeadline(time.Time{})
-	p := l.proxy
-	peer := newClient(a.remote, a.chain)
-	peer.from, peer.secure, peer.front = from, a.secure, contains(p.settings.TrustedFronts, a.remote.Addr())
-	conn := relay.NewServer(a.nc, l.options(peer), relay.HandlerFunc(p.serve))
-	conn.SetPeer(peer)
+	conn := l.server(a.nc, peer)
 	if !l.add(conn) {
 		return
 	}
 	defer l.remove(conn)
 	err := conn.Run(ctx)
-	p.log.Debug("a caller's connection ended", "from", a.remote.String(), "cause", err)
+	l.proxy.log.Debug("a caller's connection ended", "from", a.remote.String(), "cause", err)
 }
 
-// options are those of one caller's connection.
-func (l *public) options(from *client) *relay.Options {
+// server is the end of a connection that takes a caller's requests, in either
+// version of HTTP.
+func (l *public) server(nc net.Conn, from *client) *relay.Conn {
 	p := l.proxy
 	limits := edgeLimits(l.limits)
 	if from.front {
 		limits = frontLimits(limits)
 	}
-	return &relay.Options{Limits: limits, Metrics: p.frames, Log: p.log, Hop: p.hop(), Remote: "caller", Edge: true, Front: from.front,
-		Violated: p.violated, Document: p.document}
+	conn := relay.NewServer(nc, &relay.Options{Limits: limits, Metrics: p.frames, Log: p.log, Hop: p.hop(), Remote: "caller", Edge: true, Front: from.front,
+		Violated: p.violated, Web: p.web, Other: p.other}, relay.HandlerFunc(p.serve))
+	conn.SetPeer(from)
+	return conn
 }
 
-// crlPath is where the list of what the callers' issuer has revoked lies.
-const crlPath = "/.well-known/sallyport/ca.crl"
-
-// document is what lies at the public port for who asks with a plain GET.
-func (p *proxy) document(path string) (kind string, body []byte) {
-	if v := p.view.Load(); v != nil && path == crlPath {
-		return "application/pkix-crl", v.crl
-	}
-	return "", nil
-}
-
-// answerStranger tells a client that did not negotiate HTTP/2 what is spoken
-// here, in whichever version of HTTP it speaks.
-func (l *public) answerStranger(a *arrival) {
-	nc := a.nc
+// notNegotiated tells a client that speaks HTTP/2 without having said so what
+// is wrong. Something between the two took ALPN away.
+func (l *public) notNegotiated(nc net.Conn) {
 	nc.SetDeadline(time.Now().Add(strangeTimeout))
-	const text = "This is a gRPC server. It speaks HTTP/2 over TLS, negotiated by ALPN (h2), and nothing else.\n"
-	if a.spoken == link.HTTP2 {
-		l.proxy.edge.handshakes.WithLabelValues("no_h2").Inc()
-		// Something between the two took ALPN away.
-		framer := http2.NewFramer(nc, nil)
-		_ = framer.WriteSettings()
-		_ = framer.WriteGoAway(0, http2.ErrCodeInadequateSecurity, []byte("HTTP/2 was not negotiated by ALPN (h2): let the client offer it, and what stands in between pass it on"))
-		return
-	}
-	request, err := http.ReadRequest(bufio.NewReader(io.LimitReader(nc, 64<<10)))
-	if err != nil {
-		return
-	}
-	request.Body.Close()
-	if kind, body := l.proxy.document(request.URL.Path); body != nil && (request.Method == http.MethodGet || request.Method == http.MethodHead) {
-		fmt.Fprintf(nc, "HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n", kind, len(body))
-		if request.Method == http.MethodGet {
-			_, _ = nc.Write(body)
-		}
-		return
-	}
-	l.proxy.edge.handshakes.WithLabelValues("no_h2").Inc()
-	fmt.Fprintf(nc, "HTTP/1.1 505 HTTP Version Not Supported\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\nConnection: close\r\n\r\n", len(text))
-	if request.Method != http.MethodHead {
-		_, _ = io.WriteString(nc, text)
-	}
+	l.refused("no_h2")
+	framer := http2.NewFramer(nc, nil)
+	_ = framer.WriteSettings()
+	_ = framer.WriteGoAway(0, http2.ErrCodeInadequateSecurity, []byte("HTTP/2 was not negotiated by ALPN (h2): let the client offer it, and what stands in between pass it on"))
 }
 
 func (l *public) add(c *relay.Conn) bool {
@@ -230,6 +225,8 @@ func (l *public) remove(c *relay.Conn) {
 // drain ends every connection without losing a call; calls still open after
 // the time given end with UNAVAILABLE.
 func (l *public) drain(within time.Duration) {
+	l.http1.noMore()
+	defer l.http1.close()
 	l.mu.Lock()
 	l.closed = true
 	open := make([]*relay.Conn, 0, len(l.open))

@@ -15,8 +15,9 @@ type Call struct {
 	in        stream // guarded by its connection
 	first     stream // what the first Forward opens
 	path      string
-	get       bool   // by GET: no call
-	front     *Front // nil without one
+	method    string
+	web       *webCall // of a browser; nil for others
+	front     *Front   // nil without one
 	authority string
 	header    []Field
 	timeout   time.Duration // -1 without
@@ -68,6 +69,13 @@ type Outcome struct {
 
 // Path is the method's path, /package.Service/Method.
 func (c *Call) Path() string { return c.path }
+
+// Method is the method of HTTP, which for what reaches a handler is POST.
+func (c *Call) Method() string { return c.method }
+
+// Web says whether the call came by gRPC-Web. Its header is that of a native
+// call all the same.
+func (c *Call) Web() bool { return c.web != nil }
 
 // Authority is the caller's :authority.
 func (c *Call) Authority() string { return c.authority }
@@ -202,6 +210,15 @@ func (c *Call) keep(p []byte) {
 
 // requestData is DATA from the caller.
 func (c *Call) requestData(p []byte, end bool, b *batch) {
+	if w := c.web; w != nil && w.decode {
+		q, ok := c.decodeWeb(p, end)
+		defer putBuffer(q)
+		if !ok {
+			c.reject(Outcome{Code: codes.InvalidArgument, Message: c.in.c.hop + ": the request is not base64, as its content-type says", Reason: "malformed"}, nil, b)
+			return
+		}
+		p = q.b
+	}
 	c.up.Add(int64(len(p)))
 	c.mu.Lock()
 	if c.done {
@@ -286,6 +303,11 @@ func (c *Call) reject(o Outcome, extra []Field, b *batch) {
 // keep is set, instead of that. c.mu is held.
 func (c *Call) answer(o Outcome, extra []Field, keep bool, b *batch) {
 	c.freeBody()
+	if c.web != nil {
+		c.answerWeb(o, extra, keep, b)
+		c.answered = true
+		return
+	}
 	fields := statusFields(!c.answered, o.Code, o.Message, extra)
 	in := &c.in
 	in.c.mu.Lock()

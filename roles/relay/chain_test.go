@@ -84,6 +84,7 @@ func testKey() (*ecdsa.PrivateKey, error) {
 type hopConfig struct {
 	tls     bool // towards its caller
 	plain   bool // without Socket
+	web     bool // the edge takes gRPC-Web
 	limits  Limits
 	linkLim Limits
 	forward ForwardOptions
@@ -110,6 +111,9 @@ type hop struct {
 func newHop(t testing.TB, name string, edge bool, cfg hopConfig) *hop {
 	h := &hop{name: name, cfg: cfg, m: new(Metrics)}
 	h.opts = &Options{Limits: cfg.limits, Metrics: h.m, Budget: NewBudget(64 << 20), Hop: name, Edge: edge, Remote: "link from " + name}
+	if cfg.web && edge {
+		h.opts.Web = webOptions().Web
+	}
 	h.ctx, h.stop = context.WithCancel(context.Background())
 	t.Cleanup(func() { h.stop(); h.wg.Wait() })
 	return h

@@ -34,10 +34,17 @@ type Options struct {
 	// into the answer. It runs on the reader goroutine.
 	Violated func(*Call, *Violation) []Field
 
-	// Document, if set, answers what is asked for with GET, which no call is:
-	// the content type and the bytes of what lies at path; nil bytes: nothing
-	// does. It runs on the reader goroutine; the bytes must not change.
-	Document func(path string) (contentType string, body []byte)
+	// Web, if set, has gRPC-Web taken too. It hears of each such call before it
+	// reaches the handler, and before its header is that of a native call, and
+	// returns what the response's header has to say to the browser, whatever
+	// becomes of the call; a violation refuses it. It runs on the reader
+	// goroutine.
+	Web func(*Call) ([]Field, *Violation)
+
+	// Other, if set, answers what is no call, because its method is not POST or
+	// its content-type not one of gRPC. It runs on the reader goroutine; the
+	// bytes of the answer must not change. Nil: the violation says it all.
+	Other func(*Call, *Violation) *Answer
 }
 
 // Handler takes calls.
@@ -97,7 +104,8 @@ type Conn struct {
 	log       *slog.Logger
 	handler   Handler
 	violated  func(*Call, *Violation) []Field
-	document  func(path string) (string, []byte)
+	web       func(*Call) ([]Field, *Violation)
+	other     func(*Call, *Violation) *Answer
 	peer      any
 	lingerFor time.Duration // how long the peer may take to read our last words
 
@@ -165,7 +173,7 @@ type Conn struct {
 // we dialled.
 func NewServer(nc net.Conn, o *Options, h Handler) *Conn {
 	c := newConn(nc, o)
-	c.handler, c.edge, c.front, c.violated, c.document = h, o.Edge, o.Front, o.Violated, o.Document
+	c.handler, c.edge, c.front, c.violated, c.web, c.other = h, o.Edge, o.Front, o.Violated, o.Web, o.Other
 	if o.Edge {
 		c.lim = o.Limits.or(EdgeLimits())
 	} else {

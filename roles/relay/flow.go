@@ -116,7 +116,11 @@ func (c *Conn) writeData(s *stream, p []byte, end bool, b *batch) {
 	if n > 0 {
 		s.left += n
 		if s.src != nil {
-			if d := s.left - s.src.mark; d > 0 {
+			left := s.left
+			if s.base64 {
+				left = left / 4 * 3
+			}
+			if d := left - s.debt - s.src.mark; d > 0 {
 				s.src.mark += d
 				b.credits = append(b.credits, credit{s.src, d})
 			}

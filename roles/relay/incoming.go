@@ -39,10 +39,13 @@ func (c *Conn) newCall(id uint32, fields []Field, end, tooLarge bool, b *batch) 
 	in.c, in.call, in.id, in.recvEnd, in.length, in.recvWindow = c, call, id, end, length, int64(c.lim.StreamWindow)
 	var v *Violation
 	if broken == nil && !tooLarge {
-		v = checkRequest(fields, c.edge, c.dec.clean, true)
+		v = checkRequest(fields, c.edge, c.dec.clean, true, c.web != nil)
 		call.split(fields)
 		if c.front {
 			call.front = frontOf(call.header)
+		}
+		if c.web != nil && (v == nil || v.HTTP == 0) {
+			call.web = newWebCall(call)
 		}
 	}
 
@@ -89,8 +92,10 @@ func (c *Conn) newCall(id uint32, fields []Field, end, tooLarge bool, b *batch) 
 	switch {
 	case tooLarge:
 		v = &Violation{Code: codes.ResourceExhausted, Reason: "header_list", Message: fmt.Sprintf("the request's header is larger than %d bytes", c.lim.HeaderList)}
-		fallthrough
-	case v != nil:
+	case call.web != nil:
+		v = call.admitWeb(v)
+	}
+	if v != nil {
 		call.violate(v, b)
 		return nil
 	}
@@ -120,7 +125,7 @@ func (c *Call) split(fields []Field) {
 		n++
 		switch f.Name {
 		case ":method":
-			c.get = f.Value == "GET"
+			c.method = f.Value
 		case ":path":
 			c.path = f.Value
 		case ":authority":
@@ -142,34 +147,50 @@ func (c *Call) split(fields []Field) {
 	}
 }
 
-// serveDocument answers a GET for something that lies here; false if nothing does.
-func (c *Call) serveDocument(b *batch) bool {
+// Answer is what somebody gets who made no call.
+type Answer struct {
+	Status int     // of HTTP, at least 200
+	Header []Field // without content-length
+	Body   []byte
+	Proper bool // it was asked for properly: no violation, and nobody else is told
+}
+
+// other answers a request that is no call.
+func (c *Call) other(a *Answer, b *batch) {
 	in := &c.in
-	if !c.get || in.c.document == nil {
-		return false
+	header := append([]Field{{Name: ":status", Value: itoa(a.Status)}}, a.Header...)
+	if a.Status != 204 && a.Status != 304 {
+		header = append(header, Field{Name: "content-length", Value: itoa(len(a.Body))})
 	}
-	kind, body := in.c.document(c.path)
-	if body == nil {
-		return false
+	body := a.Body
+	if c.method == "HEAD" {
+		body = nil
 	}
 	c.mu.Lock()
 	c.done, c.answered = true, true
 	in.c.mu.Lock()
-	in.c.writeHeaders(in, []Field{{Name: ":status", Value: "200"}, {Name: "content-type", Value: kind}, {Name: "content-length", Value: itoa(len(body))}}, false, b)
-	over := in.c.sendData(in, body, true, b)
+	in.c.writeHeaders(in, header, len(body) == 0, b)
+	over := len(body) > 0 && in.c.sendData(in, body, true, b)
 	in.c.mu.Unlock()
 	c.mu.Unlock()
 	if over {
 		in.c.reset(in, codeInternal, b)
 	}
-	c.finish(Outcome{Code: codes.OK, Reason: "document", OriginHop: true})
-	return true
 }
 
 // violate answers a request that broke a rule.
 func (c *Call) violate(v *Violation, b *batch) {
-	if v.Reason == "method" && c.serveDocument(b) {
-		return
+	if other := c.in.c.other; v.HTTP != 0 && other != nil {
+		if a := other(c, v); a != nil {
+			o := Outcome{Code: codes.OK, Reason: "document", OriginHop: true}
+			if !a.Proper {
+				c.in.c.m.Violations.Add(1)
+				o.Code, o.Message, o.Reason = v.Code, v.Message, "violation"
+			}
+			c.other(a, b)
+			c.finish(o)
+			return
+		}
 	}
 	m := c.in.c.m
 	m.Violations.Add(1)

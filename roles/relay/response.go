@@ -42,6 +42,13 @@ func (c *Call) responseHeader(s *stream, fields []Field, end bool, b *batch) err
 		return nil
 	}
 	s.answered = true
+	if c.web != nil {
+		if o, foreign := foreignResponse(status, fields); foreign {
+			c.fail(s, o, b)
+			s.c.closeOut(s, b)
+			return nil
+		}
+	}
 	var o Outcome
 	if end {
 		o.Code, o.Message = codeOf(fields)
@@ -63,7 +70,7 @@ const maxInformed = 8
 func (c *Call) inform(s *stream, fields []Field, b *batch) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.done || c.out != s || c.answered {
+	if c.done || c.out != s || c.answered || c.web != nil {
 		return
 	}
 	in := &c.in
@@ -90,15 +97,17 @@ func (c *Call) respond(s *stream, fields []Field, end bool, o Outcome, b *batch)
 		c.overflow("the response's header waits for a caller that does not read", b)
 		return
 	}
-	c.answered = true
 	c.freeBody()
 	in.src = s
-	if end {
-		c.done = true
+	c.done = end
+	if c.web != nil {
+		c.respondWeb(fields, end, b)
+	} else if end {
 		in.c.sendTrailers(in, fields, b)
 	} else if !in.gone && !in.sentEnd {
 		in.c.writeHeaders(in, fields, false, b)
 	}
+	c.answered = true
 	in.c.mu.Unlock()
 	c.mu.Unlock()
 	if !end {
@@ -122,10 +131,19 @@ func (c *Call) responseData(s *stream, p []byte, end bool, b *batch) {
 		}
 	}
 	in := &c.in
-	in.c.mu.Lock()
-	over := in.c.sendData(in, p, end, b)
-	in.c.mu.Unlock()
+	var over, broken bool
+	if c.web == nil {
+		in.c.mu.Lock()
+		over = in.c.sendData(in, p, end, b)
+		in.c.mu.Unlock()
+	} else {
+		over, broken = c.webData(p, b)
+		broken = broken || end
+	}
 	switch {
+	case broken:
+		c.fail(s, Outcome{Code: codes.Internal, Message: s.c.hop + ": " + s.c.remote + " sent what is no message, or no trailers", Reason: "malformed"}, b)
+		s.c.closeOut(s, b)
 	case over:
 		c.overflow("the response waits for a caller that does not read it", b)
 	case end:

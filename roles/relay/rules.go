@@ -29,12 +29,12 @@ func (v *Violation) Error() string { return v.Message }
 // pseudo-headers included. The engine calls it before a handler sees the call,
 // after the rules of RFC 9113.
 func CheckRequest(header []Field, edge bool) *Violation {
-	return checkRequest(header, edge, 0, false)
+	return checkRequest(header, edge, 0, false, false)
 }
 
 // checkRequest leaves out fields with a bit in clean, and with checked set what
 // checkPseudo has seen to.
-func checkRequest(header []Field, edge bool, clean uint64, checked bool) *Violation {
+func checkRequest(header []Field, edge bool, clean uint64, checked, web bool) *Violation {
 	var method, path, content string
 	authorizations := 0
 	for i := range header {
@@ -76,7 +76,7 @@ func checkRequest(header []Field, edge bool, clean uint64, checked bool) *Violat
 	switch {
 	case method != "POST":
 		return &Violation{Code: codes.Unimplemented, HTTP: 405, Reason: "method", Message: "gRPC calls are made with POST"}
-	case !grpcContent(content):
+	case !grpcContent(content) && !(web && isWebContent(content)):
 		return &Violation{Code: codes.Internal, HTTP: 415, Reason: "content_type", Message: "the content-type is not application/grpc"}
 	case !ValidPath(path):
 		return &Violation{Code: codes.Unimplemented, Reason: "path", Message: "malformed method name: it has to be /package.Service/Method"}

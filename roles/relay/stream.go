@@ -13,6 +13,8 @@ type stream struct {
 	owed       int64 // bytes that have left and are not yet given back to the peer
 	mark       int64 // bytes of this stream that have ever left for the next hop; its sender's mutex guards it
 	left       int64 // bytes that this stream has sent on
+	debt       int64 // of left, those that src did not send: gRPC-Web adds some
+	base64     bool  // left counts base64
 
 	queue    *buffer // bytes that wait for a window
 	trailers []Field // sent after the queue, with END_STREAM
