@@ -200,7 +200,7 @@ func TestCallSaysWhatFailed(t *testing.T) {
 		{append([]string{"sallyport.demo.v1.Ekko/Say", `{}`}, at...), 1, []string{"no service sallyport.demo.v1.Ekko", "sallyport.demo.v1.Echo"}},
 		{append([]string{"nonsense", `{}`}, at...), 2, []string{"is not a method"}},
 		{at, 2, []string{"no method was given", "--list"}},
-		{[]string{say, "{}", "--address", address, "--ca", strangerCA}, 1, []string{"not trusted here", "CA file"}},
+		{[]string{say, "{}", "--address", address, "--ca", strangerCA}, 1, []string{"an authority that is not in", "ca export"}},
 		{[]string{say, "{}", "--address", address}, 1, []string{"authority this machine does not know", "ca export"}},
 		{[]string{say, "{}", "--address", strings.Replace(address, "localhost", "127.0.0.1", 1), "--ca", ca}, 1, []string{"127.0.0.1"}},
 		{[]string{say, "{}", "--address", closed, "--ca", ca}, 1, []string{"nothing listens at " + closed}},

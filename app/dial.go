@@ -29,7 +29,7 @@ func (v *callVerb) dial(c *cli) (*grpc.ClientConn, *handshakes, error) {
 	if _, _, err := net.SplitHostPort(v.Address); err != nil {
 		return nil, nil, wrong(fmt.Sprintf("call: --address %q is not HOST:PORT", v.Address), "write for example --address localhost:8443")
 	}
-	roots, embedded, err := v.roots(c)
+	roots, file, err := v.roots(c)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -46,7 +46,7 @@ func (v *callVerb) dial(c *cli) (*grpc.ClientConn, *handshakes, error) {
 		// of issuers does not name its own; this one is always shown.
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
 	}
-	h := &handshakes{TransportCredentials: credentials.NewTLS(config), embedded: embedded, shared: new(lastError)}
+	h := &handshakes{TransportCredentials: credentials.NewTLS(config), file: file, shared: new(lastError)}
 	conn, err := grpc.NewClient("passthrough:///"+v.Address,
 		grpc.WithTransportCredentials(h),
 		grpc.WithNoProxy(),
@@ -62,9 +62,10 @@ func (v *callVerb) dial(c *cli) (*grpc.ClientConn, *handshakes, error) {
 
 // roots are what the server is verified with: those of --ca alone, else the
 // system's and, if there is a data directory on this host, those of the
-// embedded CA. embedded says whether any root but the system's counts.
-func (v *callVerb) roots(c *cli) (pool *x509.CertPool, embedded bool, err error) {
-	file := v.CA
+// embedded CA. file is where those are from that are not the system's; empty:
+// there are no others.
+func (v *callVerb) roots(c *cli) (pool *x509.CertPool, file string, err error) {
+	file = v.CA
 	if file == "" {
 		dir := v.DataDir
 		if dir == "" {
@@ -75,13 +76,13 @@ func (v *callVerb) roots(c *cli) (pool *x509.CertPool, embedded bool, err error)
 	text, err := os.ReadFile(file)
 	if err != nil {
 		if v.CA != "" {
-			return nil, false, failed("call: --ca: "+err.Error(), "")
+			return nil, "", failed("call: --ca: "+err.Error(), "")
 		}
-		return nil, false, nil
+		return nil, "", nil
 	}
 	certs, err := pki.ParseCertificatesPEM(text)
 	if err != nil {
-		return nil, false, failed("call: "+file+": "+asProblem(err).What, "it has to hold certificates in PEM, as sallyport ca export writes them")
+		return nil, "", failed("call: "+file+": "+asProblem(err).What, "it has to hold certificates in PEM, as sallyport ca export writes them")
 	}
 	if v.CA == "" {
 		pool, _ = x509.SystemCertPool()
@@ -92,14 +93,14 @@ func (v *callVerb) roots(c *cli) (pool *x509.CertPool, embedded bool, err error)
 	for _, cert := range certs {
 		pool.AddCert(cert)
 	}
-	return pool, true, nil
+	return pool, file, nil
 }
 
 // handshakes is TLS credentials that remember why a handshake failed.
 type handshakes struct {
 	credentials.TransportCredentials
-	embedded bool // a root of ours was among the roots
-	shared   *lastError
+	file   string // of roots beside the system's, or in their place
+	shared *lastError
 }
 
 func (h *handshakes) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
@@ -109,7 +110,7 @@ func (h *handshakes) ClientHandshake(ctx context.Context, authority string, raw 
 }
 
 func (h *handshakes) Clone() credentials.TransportCredentials {
-	return &handshakes{TransportCredentials: h.TransportCredentials.Clone(), embedded: h.embedded, shared: h.shared}
+	return &handshakes{TransportCredentials: h.TransportCredentials.Clone(), file: h.file, shared: h.shared}
 }
 
 type lastError struct {
@@ -143,9 +144,12 @@ func (h *handshakes) explain(address string) error {
 		return failed("nothing listens at "+address, "is the proxy running? its public port is the one to call: --address HOST:PORT")
 	case errors.As(err, &resolve):
 		return failed("the name in "+address+" is not known: "+resolve.Err, "check --address")
-	case errors.As(err, &unknown) && !h.embedded:
+	case errors.As(err, &unknown) && h.file == "":
 		return failed("the certificate of "+address+" is signed by an authority this machine does not know",
 			"give its root: --ca FILE, as sallyport ca export writes it on the host of core")
+	case errors.As(err, &unknown):
+		return failed("the certificate of "+address+" is signed by an authority that is not in "+h.file,
+			"the CA may have been rotated since, or it is another core's: write the file anew on the host of core: sallyport ca export > FILE\na port with a certificate of a public CA: leave --ca out")
 	case errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded):
 		return failed("no answer from "+address+" in time", "a firewall may drop the packets: check the address and the port")
 	}

@@ -98,6 +98,9 @@ func (v *Verifier) Caller(chain []*x509.Certificate) (ID, error) {
 		return ID{}, err
 	}
 	paths, err := v.paths(chain, now)
+	if r, ok := AsRefusal(err); ok && r.Code == CodeWrongIssuer {
+		return ID{}, refuseCallersIssuer(leaf)
+	}
 	if err != nil {
 		return ID{}, err
 	}
@@ -108,7 +111,7 @@ func (v *Verifier) Caller(chain []*x509.Certificate) (ID, error) {
 		if leaf.IsCA {
 			return ID{}, refuseCA(leaf)
 		}
-		return ID{}, refuse(CodeWrongIssuer, "this is the certificate of a component, which is no caller", "make a client certificate with: sallyport cert issue NAME --client")
+		return ID{}, refuseCallersIssuer(leaf)
 	}
 	if leaf.IsCA {
 		return ID{}, refuseCA(leaf)
@@ -207,6 +210,16 @@ func (v *Verifier) sameFamily(chain []*x509.Certificate) bool {
 func refuseIssuer(leaf *x509.Certificate) *Refusal {
 	return refusef(CodeWrongIssuer, "present the certificate that the component got when it joined; certificates of `cert issue` are for callers and services",
 		"the certificate (%s) was not made by the issuer that this port trusts, but by another of the same CA, as callers and services have", whose(leaf))
+}
+
+// refuseCallersIssuer refuses what does not come from an issuer of callers in
+// force: a component, or a caller of a CA that was replaced.
+func refuseCallersIssuer(leaf *x509.Certificate) *Refusal {
+	const remedy = "make a client certificate with: sallyport cert issue NAME --client"
+	if id, err := CertificateID(leaf); err == nil && id.Role.Leaf() {
+		return refusef(CodeWrongIssuer, remedy, "the certificate (%s) was not made by an issuer of callers that is trusted here: the CA was replaced since, or it is that of another core", whose(leaf))
+	}
+	return refuse(CodeWrongIssuer, "this is the certificate of a component, which is no caller", remedy)
 }
 
 func refuseCA(c *x509.Certificate) *Refusal {

@@ -46,18 +46,21 @@ func (d *deployment) startRefused(name string, args []string, env []string, want
 // waitLog waits until one log line of p holds every word.
 func waitLog(t *testing.T, p *process, want ...string) {
 	t.Helper()
-	eventually(t, 15*time.Second, fmt.Sprintf("%s logs %q in one line", p.name, want), func() error {
-	lines:
-		for line := range strings.SplitSeq(strings.ToLower(p.log.String()), "\n") {
-			for _, w := range want {
-				if !strings.Contains(line, strings.ToLower(w)) {
-					continue lines
-				}
+	eventually(t, 15*time.Second, fmt.Sprintf("%s logs %q in one line", p.name, want), func() error { return logs(p, want...) })
+}
+
+// logs is nil if one log line of p holds every word.
+func logs(p *process, want ...string) error {
+lines:
+	for line := range strings.SplitSeq(strings.ToLower(p.log.String()), "\n") {
+		for _, w := range want {
+			if !strings.Contains(line, strings.ToLower(w)) {
+				continue lines
 			}
-			return nil
 		}
-		return fmt.Errorf("log of %s:\n%s", p.name, p.log.String())
-	})
+		return nil
+	}
+	return fmt.Errorf("log of %s:\n%s", p.name, p.log.String())
 }
 
 // TestJoinRefusals: each refusal is told with cause and remedy on both sides.

@@ -43,8 +43,8 @@ type rotation struct {
 	intended atomic.Bool // a step may be intended while the CA is steady
 }
 
-// rotationEvery is how often a rotation that is under way looks at the clock;
-// acknowledgements wake it at once.
+// rotationEvery is how often a rotation looks at the clock at the least;
+// acknowledgements wake it at once, and so does the end of its waiting.
 const rotationEvery = time.Minute
 
 func newRotation(c *core) *rotation {
@@ -83,8 +83,6 @@ func stateOf(ca *pki.Authority) store.CAState {
 
 // run goes on with the rotation whenever it can, until ctx ends.
 func (r *rotation) run(ctx context.Context) error {
-	tick := time.NewTicker(rotationEvery)
-	defer tick.Stop()
 	said := ""
 	for {
 		if err := r.advance(ctx, time.Now()); err != nil && ctx.Err() == nil && err.Error() != said {
@@ -93,13 +91,29 @@ func (r *rotation) run(ctx context.Context) error {
 		} else if err == nil {
 			said = ""
 		}
+		look := time.NewTimer(r.untilDeadline(ctx))
 		select {
 		case <-ctx.Done():
-			return nil
-		case <-tick.C:
+		case <-look.C:
 		case <-r.kicked:
 		}
+		look.Stop()
+		if ctx.Err() != nil {
+			return nil
+		}
 	}
+}
+
+// untilDeadline is how long to wait before looking at the clock again.
+func (r *rotation) untilDeadline(ctx context.Context) time.Duration {
+	if r.core.ca.get().Phase() == pki.PhaseSteady {
+		return rotationEvery
+	}
+	state, err := r.core.db.Rotation(ctx)
+	if err != nil || state.Deadline.IsZero() {
+		return rotationEvery
+	}
+	return nextLook(time.Until(state.Deadline), time.Second)
 }
 
 // advance takes the steps that can be taken now.
