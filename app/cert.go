@@ -18,6 +18,7 @@ import (
 type certNoun struct {
 	Issue  certIssue  `cmd:"" help:"Issue a key and certificate for a caller or a service."`
 	Sign   certSign   `cmd:"" help:"Issue a certificate for a key that stays where it is (CSR)."`
+	Renew  certRenew  `cmd:"" help:"Renew components now, or issue a file's certificate again with a new key."`
 	Show   certShow   `cmd:"" help:"Show a certificate as a person reads it."`
 	Verify certVerify `cmd:"" help:"Verify a chain, and say why it fails."`
 	Ls     certLs     `cmd:"" help:"List what the CA has issued."`

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -105,28 +106,32 @@ func (v *certRevoke) request(ctx context.Context, c *cli, by issuer) (*control.R
 // file fills in the request for a certificate that was read. Both serial and
 // identity say that it was.
 func (v *certRevoke) file(ctx context.Context, by issuer, leaf *x509.Certificate, request *control.RevokeCertificateRequest) error {
-	ca, err := by.ShowCA(ctx, &control.ShowCARequest{})
-	if err != nil {
+	if err := issuedHere(ctx, by, "cert revoke "+v.What, leaf, "revoke it where it was issued; one of a CA that is gone is worthless already"); err != nil {
 		return err
-	}
-	ours := false
-	for _, ders := range [][][]byte{ca.GetCallerIntermediates(), ca.GetComponentIntermediates()} {
-		issuers, err := pki.ParseChain(ders)
-		if err != nil {
-			return err
-		}
-		for _, issuer := range issuers {
-			ours = ours || pki.IssuedBy(leaf, issuer)
-		}
-	}
-	if !ours {
-		return failed("cert revoke "+v.What+": this CA has not issued it (its issuer is "+leaf.Issuer.String()+")", "revoke it where it was issued; one of a CA that is gone is worthless already")
 	}
 	request.Serial, request.Identity = pki.Serial(leaf), leaf.Subject.String()
 	if id, err := pki.CertificateID(leaf); err == nil {
 		request.Identity = id.String()
 	}
 	return nil
+}
+
+// issuedHere refuses a certificate that the CA has not issued.
+func issuedHere(ctx context.Context, by issuer, what string, leaf *x509.Certificate, remedy string) error {
+	ca, err := by.ShowCA(ctx, &control.ShowCARequest{})
+	if err != nil {
+		return err
+	}
+	for _, ders := range [][][]byte{ca.GetCallerIntermediates(), ca.GetComponentIntermediates()} {
+		issuers, err := pki.ParseChain(ders)
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(issuers, func(issuer *x509.Certificate) bool { return pki.IssuedBy(leaf, issuer) }) {
+			return nil
+		}
+	}
+	return failed(what+": this CA has not issued it (its issuer is "+leaf.Issuer.String()+")", remedy)
 }
 
 // enforced prints how far a revocation has come. One that a connected component

@@ -73,7 +73,7 @@ func (x RotateCARequest_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RotateCARequest_Action.Descriptor instead.
 func (RotateCARequest_Action) EnumDescriptor() ([]byte, []int) {
-	return file_roles_control_admin_proto_rawDescGZIP(), []int{42, 0}
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{45, 0}
 }
 
 type StatusRequest struct {
@@ -2885,6 +2885,197 @@ func (x *RevokeCertificateResponse) GetElapsedNano() int64 {
 	return 0
 }
 
+// RenewComponentsRequest lets connected components renew now.
+type RenewComponentsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Components    []string               `protobuf:"bytes,1,rep,name=components,proto3" json:"components,omitempty"`                       // gateway/NAME, proxy/NAME
+	All           bool                   `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`                                    // or all that are connected
+	WaitSeconds   int64                  `protobuf:"varint,3,opt,name=wait_seconds,json=waitSeconds,proto3" json:"wait_seconds,omitempty"` // how long each is waited for; 0: 30
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewComponentsRequest) Reset() {
+	*x = RenewComponentsRequest{}
+	mi := &file_roles_control_admin_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewComponentsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewComponentsRequest) ProtoMessage() {}
+
+func (x *RenewComponentsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_roles_control_admin_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewComponentsRequest.ProtoReflect.Descriptor instead.
+func (*RenewComponentsRequest) Descriptor() ([]byte, []int) {
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *RenewComponentsRequest) GetComponents() []string {
+	if x != nil {
+		return x.Components
+	}
+	return nil
+}
+
+func (x *RenewComponentsRequest) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
+func (x *RenewComponentsRequest) GetWaitSeconds() int64 {
+	if x != nil {
+		return x.WaitSeconds
+	}
+	return 0
+}
+
+type RenewComponentsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Components    []*RenewedComponent    `protobuf:"bytes,1,rep,name=components,proto3" json:"components,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewComponentsResponse) Reset() {
+	*x = RenewComponentsResponse{}
+	mi := &file_roles_control_admin_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewComponentsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewComponentsResponse) ProtoMessage() {}
+
+func (x *RenewComponentsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_roles_control_admin_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewComponentsResponse.ProtoReflect.Descriptor instead.
+func (*RenewComponentsResponse) Descriptor() ([]byte, []int) {
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *RenewComponentsResponse) GetComponents() []*RenewedComponent {
+	if x != nil {
+		return x.Components
+	}
+	return nil
+}
+
+// RenewedComponent is the certificate that a component used and the one that it
+// uses now.
+type RenewedComponent struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Component          string                 `protobuf:"bytes,1,opt,name=component,proto3" json:"component,omitempty"` // gateway/NAME
+	FormerSerial       string                 `protobuf:"bytes,2,opt,name=former_serial,json=formerSerial,proto3" json:"former_serial,omitempty"`
+	FormerNotAfterUnix int64                  `protobuf:"varint,3,opt,name=former_not_after_unix,json=formerNotAfterUnix,proto3" json:"former_not_after_unix,omitempty"`
+	Serial             string                 `protobuf:"bytes,4,opt,name=serial,proto3" json:"serial,omitempty"` // empty: it has not renewed, see error
+	NotAfterUnix       int64                  `protobuf:"varint,5,opt,name=not_after_unix,json=notAfterUnix,proto3" json:"not_after_unix,omitempty"`
+	Error              string                 `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *RenewedComponent) Reset() {
+	*x = RenewedComponent{}
+	mi := &file_roles_control_admin_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewedComponent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewedComponent) ProtoMessage() {}
+
+func (x *RenewedComponent) ProtoReflect() protoreflect.Message {
+	mi := &file_roles_control_admin_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewedComponent.ProtoReflect.Descriptor instead.
+func (*RenewedComponent) Descriptor() ([]byte, []int) {
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *RenewedComponent) GetComponent() string {
+	if x != nil {
+		return x.Component
+	}
+	return ""
+}
+
+func (x *RenewedComponent) GetFormerSerial() string {
+	if x != nil {
+		return x.FormerSerial
+	}
+	return ""
+}
+
+func (x *RenewedComponent) GetFormerNotAfterUnix() int64 {
+	if x != nil {
+		return x.FormerNotAfterUnix
+	}
+	return 0
+}
+
+func (x *RenewedComponent) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *RenewedComponent) GetNotAfterUnix() int64 {
+	if x != nil {
+		return x.NotAfterUnix
+	}
+	return 0
+}
+
+func (x *RenewedComponent) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 type GetCRLRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2893,7 +3084,7 @@ type GetCRLRequest struct {
 
 func (x *GetCRLRequest) Reset() {
 	*x = GetCRLRequest{}
-	mi := &file_roles_control_admin_proto_msgTypes[39]
+	mi := &file_roles_control_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2905,7 +3096,7 @@ func (x *GetCRLRequest) String() string {
 func (*GetCRLRequest) ProtoMessage() {}
 
 func (x *GetCRLRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_admin_proto_msgTypes[39]
+	mi := &file_roles_control_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2918,7 +3109,7 @@ func (x *GetCRLRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCRLRequest.ProtoReflect.Descriptor instead.
 func (*GetCRLRequest) Descriptor() ([]byte, []int) {
-	return file_roles_control_admin_proto_rawDescGZIP(), []int{39}
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{42}
 }
 
 type GetCRLResponse struct {
@@ -2930,7 +3121,7 @@ type GetCRLResponse struct {
 
 func (x *GetCRLResponse) Reset() {
 	*x = GetCRLResponse{}
-	mi := &file_roles_control_admin_proto_msgTypes[40]
+	mi := &file_roles_control_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2942,7 +3133,7 @@ func (x *GetCRLResponse) String() string {
 func (*GetCRLResponse) ProtoMessage() {}
 
 func (x *GetCRLResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_admin_proto_msgTypes[40]
+	mi := &file_roles_control_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2955,7 +3146,7 @@ func (x *GetCRLResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCRLResponse.ProtoReflect.Descriptor instead.
 func (*GetCRLResponse) Descriptor() ([]byte, []int) {
-	return file_roles_control_admin_proto_rawDescGZIP(), []int{40}
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GetCRLResponse) GetCrls() [][]byte {
@@ -2975,7 +3166,7 @@ type ImportCARequest struct {
 
 func (x *ImportCARequest) Reset() {
 	*x = ImportCARequest{}
-	mi := &file_roles_control_admin_proto_msgTypes[41]
+	mi := &file_roles_control_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2987,7 +3178,7 @@ func (x *ImportCARequest) String() string {
 func (*ImportCARequest) ProtoMessage() {}
 
 func (x *ImportCARequest) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_admin_proto_msgTypes[41]
+	mi := &file_roles_control_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3000,7 +3191,7 @@ func (x *ImportCARequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportCARequest.ProtoReflect.Descriptor instead.
 func (*ImportCARequest) Descriptor() ([]byte, []int) {
-	return file_roles_control_admin_proto_rawDescGZIP(), []int{41}
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ImportCARequest) GetChainPem() []byte {
@@ -3028,7 +3219,7 @@ type RotateCARequest struct {
 
 func (x *RotateCARequest) Reset() {
 	*x = RotateCARequest{}
-	mi := &file_roles_control_admin_proto_msgTypes[42]
+	mi := &file_roles_control_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3040,7 +3231,7 @@ func (x *RotateCARequest) String() string {
 func (*RotateCARequest) ProtoMessage() {}
 
 func (x *RotateCARequest) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_admin_proto_msgTypes[42]
+	mi := &file_roles_control_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3053,7 +3244,7 @@ func (x *RotateCARequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateCARequest.ProtoReflect.Descriptor instead.
 func (*RotateCARequest) Descriptor() ([]byte, []int) {
-	return file_roles_control_admin_proto_rawDescGZIP(), []int{42}
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RotateCARequest) GetAction() RotateCARequest_Action {
@@ -3092,7 +3283,7 @@ type RotateCAResponse struct {
 
 func (x *RotateCAResponse) Reset() {
 	*x = RotateCAResponse{}
-	mi := &file_roles_control_admin_proto_msgTypes[43]
+	mi := &file_roles_control_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3104,7 +3295,7 @@ func (x *RotateCAResponse) String() string {
 func (*RotateCAResponse) ProtoMessage() {}
 
 func (x *RotateCAResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_admin_proto_msgTypes[43]
+	mi := &file_roles_control_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3117,7 +3308,7 @@ func (x *RotateCAResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateCAResponse.ProtoReflect.Descriptor instead.
 func (*RotateCAResponse) Descriptor() ([]byte, []int) {
-	return file_roles_control_admin_proto_rawDescGZIP(), []int{43}
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RotateCAResponse) GetPhase() string {
@@ -3177,7 +3368,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_roles_control_admin_proto_msgTypes[44]
+	mi := &file_roles_control_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3189,7 +3380,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_admin_proto_msgTypes[44]
+	mi := &file_roles_control_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3202,7 +3393,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_roles_control_admin_proto_rawDescGZIP(), []int{44}
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{47}
 }
 
 // BackupChunk is a piece of the unencrypted archive; the command line encrypts
@@ -3216,7 +3407,7 @@ type BackupChunk struct {
 
 func (x *BackupChunk) Reset() {
 	*x = BackupChunk{}
-	mi := &file_roles_control_admin_proto_msgTypes[45]
+	mi := &file_roles_control_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3228,7 +3419,7 @@ func (x *BackupChunk) String() string {
 func (*BackupChunk) ProtoMessage() {}
 
 func (x *BackupChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_admin_proto_msgTypes[45]
+	mi := &file_roles_control_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3241,7 +3432,7 @@ func (x *BackupChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupChunk.ProtoReflect.Descriptor instead.
 func (*BackupChunk) Descriptor() ([]byte, []int) {
-	return file_roles_control_admin_proto_rawDescGZIP(), []int{45}
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *BackupChunk) GetData() []byte {
@@ -3497,7 +3688,24 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"components\x18\x03 \x01(\rR\n" +
 	"components\x12\x18\n" +
 	"\amissing\x18\x04 \x03(\tR\amissing\x12!\n" +
-	"\felapsed_nano\x18\x05 \x01(\x03R\velapsedNano\"\x0f\n" +
+	"\felapsed_nano\x18\x05 \x01(\x03R\velapsedNano\"m\n" +
+	"\x16RenewComponentsRequest\x12\x1e\n" +
+	"\n" +
+	"components\x18\x01 \x03(\tR\n" +
+	"components\x12\x10\n" +
+	"\x03all\x18\x02 \x01(\bR\x03all\x12!\n" +
+	"\fwait_seconds\x18\x03 \x01(\x03R\vwaitSeconds\"a\n" +
+	"\x17RenewComponentsResponse\x12F\n" +
+	"\n" +
+	"components\x18\x01 \x03(\v2&.sallyport.control.v1.RenewedComponentR\n" +
+	"components\"\xdc\x01\n" +
+	"\x10RenewedComponent\x12\x1c\n" +
+	"\tcomponent\x18\x01 \x01(\tR\tcomponent\x12#\n" +
+	"\rformer_serial\x18\x02 \x01(\tR\fformerSerial\x121\n" +
+	"\x15former_not_after_unix\x18\x03 \x01(\x03R\x12formerNotAfterUnix\x12\x16\n" +
+	"\x06serial\x18\x04 \x01(\tR\x06serial\x12$\n" +
+	"\x0enot_after_unix\x18\x05 \x01(\x03R\fnotAfterUnix\x12\x14\n" +
+	"\x05error\x18\x06 \x01(\tR\x05error\"\x0f\n" +
 	"\rGetCRLRequest\"$\n" +
 	"\x0eGetCRLResponse\x12\x12\n" +
 	"\x04crls\x18\x01 \x03(\fR\x04crls\"G\n" +
@@ -3525,7 +3733,7 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\bwarnings\x18\a \x03(\tR\bwarnings\"\x0f\n" +
 	"\rBackupRequest\"!\n" +
 	"\vBackupChunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data2\xd8\x11\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data2\xc8\x12\n" +
 	"\x05Admin\x12S\n" +
 	"\x06Status\x12#.sallyport.control.v1.StatusRequest\x1a$.sallyport.control.v1.StatusResponse\x12e\n" +
 	"\fAddComponent\x12).sallyport.control.v1.AddComponentRequest\x1a*.sallyport.control.v1.AddComponentResponse\x12Z\n" +
@@ -3545,7 +3753,8 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\x06ShowCA\x12#.sallyport.control.v1.ShowCARequest\x1a$.sallyport.control.v1.ShowCAResponse\x12q\n" +
 	"\x10IssueCertificate\x12-.sallyport.control.v1.IssueCertificateRequest\x1a..sallyport.control.v1.IssueCertificateResponse\x12q\n" +
 	"\x10ListCertificates\x12-.sallyport.control.v1.ListCertificatesRequest\x1a..sallyport.control.v1.ListCertificatesResponse\x12t\n" +
-	"\x11RevokeCertificate\x12..sallyport.control.v1.RevokeCertificateRequest\x1a/.sallyport.control.v1.RevokeCertificateResponse\x12S\n" +
+	"\x11RevokeCertificate\x12..sallyport.control.v1.RevokeCertificateRequest\x1a/.sallyport.control.v1.RevokeCertificateResponse\x12n\n" +
+	"\x0fRenewComponents\x12,.sallyport.control.v1.RenewComponentsRequest\x1a-.sallyport.control.v1.RenewComponentsResponse\x12S\n" +
 	"\x06GetCRL\x12#.sallyport.control.v1.GetCRLRequest\x1a$.sallyport.control.v1.GetCRLResponse\x12W\n" +
 	"\bImportCA\x12%.sallyport.control.v1.ImportCARequest\x1a$.sallyport.control.v1.ShowCAResponse\x12Y\n" +
 	"\bRotateCA\x12%.sallyport.control.v1.RotateCARequest\x1a&.sallyport.control.v1.RotateCAResponse\x12R\n" +
@@ -3565,7 +3774,7 @@ func file_roles_control_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_roles_control_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_roles_control_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_roles_control_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_roles_control_admin_proto_goTypes = []any{
 	(RotateCARequest_Action)(0),       // 0: sallyport.control.v1.RotateCARequest.Action
 	(*StatusRequest)(nil),             // 1: sallyport.control.v1.StatusRequest
@@ -3607,13 +3816,16 @@ var file_roles_control_admin_proto_goTypes = []any{
 	(*AuditRow)(nil),                  // 37: sallyport.control.v1.AuditRow
 	(*RevokeCertificateRequest)(nil),  // 38: sallyport.control.v1.RevokeCertificateRequest
 	(*RevokeCertificateResponse)(nil), // 39: sallyport.control.v1.RevokeCertificateResponse
-	(*GetCRLRequest)(nil),             // 40: sallyport.control.v1.GetCRLRequest
-	(*GetCRLResponse)(nil),            // 41: sallyport.control.v1.GetCRLResponse
-	(*ImportCARequest)(nil),           // 42: sallyport.control.v1.ImportCARequest
-	(*RotateCARequest)(nil),           // 43: sallyport.control.v1.RotateCARequest
-	(*RotateCAResponse)(nil),          // 44: sallyport.control.v1.RotateCAResponse
-	(*BackupRequest)(nil),             // 45: sallyport.control.v1.BackupRequest
-	(*BackupChunk)(nil),               // 46: sallyport.control.v1.BackupChunk
+	(*RenewComponentsRequest)(nil),    // 40: sallyport.control.v1.RenewComponentsRequest
+	(*RenewComponentsResponse)(nil),   // 41: sallyport.control.v1.RenewComponentsResponse
+	(*RenewedComponent)(nil),          // 42: sallyport.control.v1.RenewedComponent
+	(*GetCRLRequest)(nil),             // 43: sallyport.control.v1.GetCRLRequest
+	(*GetCRLResponse)(nil),            // 44: sallyport.control.v1.GetCRLResponse
+	(*ImportCARequest)(nil),           // 45: sallyport.control.v1.ImportCARequest
+	(*RotateCARequest)(nil),           // 46: sallyport.control.v1.RotateCARequest
+	(*RotateCAResponse)(nil),          // 47: sallyport.control.v1.RotateCAResponse
+	(*BackupRequest)(nil),             // 48: sallyport.control.v1.BackupRequest
+	(*BackupChunk)(nil),               // 49: sallyport.control.v1.BackupChunk
 }
 var file_roles_control_admin_proto_depIdxs = []int32{
 	3,  // 0: sallyport.control.v1.StatusResponse.components:type_name -> sallyport.control.v1.Component
@@ -3630,58 +3842,61 @@ var file_roles_control_admin_proto_depIdxs = []int32{
 	24, // 11: sallyport.control.v1.ListAPIKeysResponse.keys:type_name -> sallyport.control.v1.APIKeyRow
 	34, // 12: sallyport.control.v1.ListCertificatesResponse.certificates:type_name -> sallyport.control.v1.CertificateRow
 	37, // 13: sallyport.control.v1.ListAuditResponse.rows:type_name -> sallyport.control.v1.AuditRow
-	0,  // 14: sallyport.control.v1.RotateCARequest.action:type_name -> sallyport.control.v1.RotateCARequest.Action
-	1,  // 15: sallyport.control.v1.Admin.Status:input_type -> sallyport.control.v1.StatusRequest
-	5,  // 16: sallyport.control.v1.Admin.AddComponent:input_type -> sallyport.control.v1.AddComponentRequest
-	7,  // 17: sallyport.control.v1.Admin.SetComponent:input_type -> sallyport.control.v1.SetComponentRequest
-	8,  // 18: sallyport.control.v1.Admin.ListComponents:input_type -> sallyport.control.v1.ListComponentsRequest
-	10, // 19: sallyport.control.v1.Admin.RemoveComponent:input_type -> sallyport.control.v1.RemoveComponentRequest
-	11, // 20: sallyport.control.v1.Admin.ListServices:input_type -> sallyport.control.v1.ListServicesRequest
-	14, // 21: sallyport.control.v1.Admin.AllowService:input_type -> sallyport.control.v1.AllowServiceRequest
-	15, // 22: sallyport.control.v1.Admin.CheckPolicy:input_type -> sallyport.control.v1.CheckPolicyRequest
-	17, // 23: sallyport.control.v1.Admin.ApplyPolicy:input_type -> sallyport.control.v1.ApplyPolicyRequest
-	18, // 24: sallyport.control.v1.Admin.ShowPolicy:input_type -> sallyport.control.v1.ShowPolicyRequest
-	20, // 25: sallyport.control.v1.Admin.ExplainPolicy:input_type -> sallyport.control.v1.ExplainPolicyRequest
-	22, // 26: sallyport.control.v1.Admin.CreateAPIKey:input_type -> sallyport.control.v1.CreateAPIKeyRequest
-	25, // 27: sallyport.control.v1.Admin.ListAPIKeys:input_type -> sallyport.control.v1.ListAPIKeysRequest
-	27, // 28: sallyport.control.v1.Admin.RevokeAPIKey:input_type -> sallyport.control.v1.RevokeAPIKeyRequest
-	28, // 29: sallyport.control.v1.Admin.ShowCA:input_type -> sallyport.control.v1.ShowCARequest
-	30, // 30: sallyport.control.v1.Admin.IssueCertificate:input_type -> sallyport.control.v1.IssueCertificateRequest
-	32, // 31: sallyport.control.v1.Admin.ListCertificates:input_type -> sallyport.control.v1.ListCertificatesRequest
-	38, // 32: sallyport.control.v1.Admin.RevokeCertificate:input_type -> sallyport.control.v1.RevokeCertificateRequest
-	40, // 33: sallyport.control.v1.Admin.GetCRL:input_type -> sallyport.control.v1.GetCRLRequest
-	42, // 34: sallyport.control.v1.Admin.ImportCA:input_type -> sallyport.control.v1.ImportCARequest
-	43, // 35: sallyport.control.v1.Admin.RotateCA:input_type -> sallyport.control.v1.RotateCARequest
-	45, // 36: sallyport.control.v1.Admin.Backup:input_type -> sallyport.control.v1.BackupRequest
-	35, // 37: sallyport.control.v1.Admin.ListAudit:input_type -> sallyport.control.v1.ListAuditRequest
-	2,  // 38: sallyport.control.v1.Admin.Status:output_type -> sallyport.control.v1.StatusResponse
-	6,  // 39: sallyport.control.v1.Admin.AddComponent:output_type -> sallyport.control.v1.AddComponentResponse
-	3,  // 40: sallyport.control.v1.Admin.SetComponent:output_type -> sallyport.control.v1.Component
-	9,  // 41: sallyport.control.v1.Admin.ListComponents:output_type -> sallyport.control.v1.ListComponentsResponse
-	3,  // 42: sallyport.control.v1.Admin.RemoveComponent:output_type -> sallyport.control.v1.Component
-	12, // 43: sallyport.control.v1.Admin.ListServices:output_type -> sallyport.control.v1.ListServicesResponse
-	13, // 44: sallyport.control.v1.Admin.AllowService:output_type -> sallyport.control.v1.ServiceRow
-	16, // 45: sallyport.control.v1.Admin.CheckPolicy:output_type -> sallyport.control.v1.CheckPolicyResponse
-	16, // 46: sallyport.control.v1.Admin.ApplyPolicy:output_type -> sallyport.control.v1.CheckPolicyResponse
-	19, // 47: sallyport.control.v1.Admin.ShowPolicy:output_type -> sallyport.control.v1.ShowPolicyResponse
-	21, // 48: sallyport.control.v1.Admin.ExplainPolicy:output_type -> sallyport.control.v1.ExplainPolicyResponse
-	23, // 49: sallyport.control.v1.Admin.CreateAPIKey:output_type -> sallyport.control.v1.CreateAPIKeyResponse
-	26, // 50: sallyport.control.v1.Admin.ListAPIKeys:output_type -> sallyport.control.v1.ListAPIKeysResponse
-	24, // 51: sallyport.control.v1.Admin.RevokeAPIKey:output_type -> sallyport.control.v1.APIKeyRow
-	29, // 52: sallyport.control.v1.Admin.ShowCA:output_type -> sallyport.control.v1.ShowCAResponse
-	31, // 53: sallyport.control.v1.Admin.IssueCertificate:output_type -> sallyport.control.v1.IssueCertificateResponse
-	33, // 54: sallyport.control.v1.Admin.ListCertificates:output_type -> sallyport.control.v1.ListCertificatesResponse
-	39, // 55: sallyport.control.v1.Admin.RevokeCertificate:output_type -> sallyport.control.v1.RevokeCertificateResponse
-	41, // 56: sallyport.control.v1.Admin.GetCRL:output_type -> sallyport.control.v1.GetCRLResponse
-	29, // 57: sallyport.control.v1.Admin.ImportCA:output_type -> sallyport.control.v1.ShowCAResponse
-	44, // 58: sallyport.control.v1.Admin.RotateCA:output_type -> sallyport.control.v1.RotateCAResponse
-	46, // 59: sallyport.control.v1.Admin.Backup:output_type -> sallyport.control.v1.BackupChunk
-	36, // 60: sallyport.control.v1.Admin.ListAudit:output_type -> sallyport.control.v1.ListAuditResponse
-	38, // [38:61] is the sub-list for method output_type
-	15, // [15:38] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	42, // 14: sallyport.control.v1.RenewComponentsResponse.components:type_name -> sallyport.control.v1.RenewedComponent
+	0,  // 15: sallyport.control.v1.RotateCARequest.action:type_name -> sallyport.control.v1.RotateCARequest.Action
+	1,  // 16: sallyport.control.v1.Admin.Status:input_type -> sallyport.control.v1.StatusRequest
+	5,  // 17: sallyport.control.v1.Admin.AddComponent:input_type -> sallyport.control.v1.AddComponentRequest
+	7,  // 18: sallyport.control.v1.Admin.SetComponent:input_type -> sallyport.control.v1.SetComponentRequest
+	8,  // 19: sallyport.control.v1.Admin.ListComponents:input_type -> sallyport.control.v1.ListComponentsRequest
+	10, // 20: sallyport.control.v1.Admin.RemoveComponent:input_type -> sallyport.control.v1.RemoveComponentRequest
+	11, // 21: sallyport.control.v1.Admin.ListServices:input_type -> sallyport.control.v1.ListServicesRequest
+	14, // 22: sallyport.control.v1.Admin.AllowService:input_type -> sallyport.control.v1.AllowServiceRequest
+	15, // 23: sallyport.control.v1.Admin.CheckPolicy:input_type -> sallyport.control.v1.CheckPolicyRequest
+	17, // 24: sallyport.control.v1.Admin.ApplyPolicy:input_type -> sallyport.control.v1.ApplyPolicyRequest
+	18, // 25: sallyport.control.v1.Admin.ShowPolicy:input_type -> sallyport.control.v1.ShowPolicyRequest
+	20, // 26: sallyport.control.v1.Admin.ExplainPolicy:input_type -> sallyport.control.v1.ExplainPolicyRequest
+	22, // 27: sallyport.control.v1.Admin.CreateAPIKey:input_type -> sallyport.control.v1.CreateAPIKeyRequest
+	25, // 28: sallyport.control.v1.Admin.ListAPIKeys:input_type -> sallyport.control.v1.ListAPIKeysRequest
+	27, // 29: sallyport.control.v1.Admin.RevokeAPIKey:input_type -> sallyport.control.v1.RevokeAPIKeyRequest
+	28, // 30: sallyport.control.v1.Admin.ShowCA:input_type -> sallyport.control.v1.ShowCARequest
+	30, // 31: sallyport.control.v1.Admin.IssueCertificate:input_type -> sallyport.control.v1.IssueCertificateRequest
+	32, // 32: sallyport.control.v1.Admin.ListCertificates:input_type -> sallyport.control.v1.ListCertificatesRequest
+	38, // 33: sallyport.control.v1.Admin.RevokeCertificate:input_type -> sallyport.control.v1.RevokeCertificateRequest
+	40, // 34: sallyport.control.v1.Admin.RenewComponents:input_type -> sallyport.control.v1.RenewComponentsRequest
+	43, // 35: sallyport.control.v1.Admin.GetCRL:input_type -> sallyport.control.v1.GetCRLRequest
+	45, // 36: sallyport.control.v1.Admin.ImportCA:input_type -> sallyport.control.v1.ImportCARequest
+	46, // 37: sallyport.control.v1.Admin.RotateCA:input_type -> sallyport.control.v1.RotateCARequest
+	48, // 38: sallyport.control.v1.Admin.Backup:input_type -> sallyport.control.v1.BackupRequest
+	35, // 39: sallyport.control.v1.Admin.ListAudit:input_type -> sallyport.control.v1.ListAuditRequest
+	2,  // 40: sallyport.control.v1.Admin.Status:output_type -> sallyport.control.v1.StatusResponse
+	6,  // 41: sallyport.control.v1.Admin.AddComponent:output_type -> sallyport.control.v1.AddComponentResponse
+	3,  // 42: sallyport.control.v1.Admin.SetComponent:output_type -> sallyport.control.v1.Component
+	9,  // 43: sallyport.control.v1.Admin.ListComponents:output_type -> sallyport.control.v1.ListComponentsResponse
+	3,  // 44: sallyport.control.v1.Admin.RemoveComponent:output_type -> sallyport.control.v1.Component
+	12, // 45: sallyport.control.v1.Admin.ListServices:output_type -> sallyport.control.v1.ListServicesResponse
+	13, // 46: sallyport.control.v1.Admin.AllowService:output_type -> sallyport.control.v1.ServiceRow
+	16, // 47: sallyport.control.v1.Admin.CheckPolicy:output_type -> sallyport.control.v1.CheckPolicyResponse
+	16, // 48: sallyport.control.v1.Admin.ApplyPolicy:output_type -> sallyport.control.v1.CheckPolicyResponse
+	19, // 49: sallyport.control.v1.Admin.ShowPolicy:output_type -> sallyport.control.v1.ShowPolicyResponse
+	21, // 50: sallyport.control.v1.Admin.ExplainPolicy:output_type -> sallyport.control.v1.ExplainPolicyResponse
+	23, // 51: sallyport.control.v1.Admin.CreateAPIKey:output_type -> sallyport.control.v1.CreateAPIKeyResponse
+	26, // 52: sallyport.control.v1.Admin.ListAPIKeys:output_type -> sallyport.control.v1.ListAPIKeysResponse
+	24, // 53: sallyport.control.v1.Admin.RevokeAPIKey:output_type -> sallyport.control.v1.APIKeyRow
+	29, // 54: sallyport.control.v1.Admin.ShowCA:output_type -> sallyport.control.v1.ShowCAResponse
+	31, // 55: sallyport.control.v1.Admin.IssueCertificate:output_type -> sallyport.control.v1.IssueCertificateResponse
+	33, // 56: sallyport.control.v1.Admin.ListCertificates:output_type -> sallyport.control.v1.ListCertificatesResponse
+	39, // 57: sallyport.control.v1.Admin.RevokeCertificate:output_type -> sallyport.control.v1.RevokeCertificateResponse
+	41, // 58: sallyport.control.v1.Admin.RenewComponents:output_type -> sallyport.control.v1.RenewComponentsResponse
+	44, // 59: sallyport.control.v1.Admin.GetCRL:output_type -> sallyport.control.v1.GetCRLResponse
+	29, // 60: sallyport.control.v1.Admin.ImportCA:output_type -> sallyport.control.v1.ShowCAResponse
+	47, // 61: sallyport.control.v1.Admin.RotateCA:output_type -> sallyport.control.v1.RotateCAResponse
+	49, // 62: sallyport.control.v1.Admin.Backup:output_type -> sallyport.control.v1.BackupChunk
+	36, // 63: sallyport.control.v1.Admin.ListAudit:output_type -> sallyport.control.v1.ListAuditResponse
+	40, // [40:64] is the sub-list for method output_type
+	16, // [16:40] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_roles_control_admin_proto_init() }
@@ -3695,7 +3910,7 @@ func file_roles_control_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_roles_control_admin_proto_rawDesc), len(file_roles_control_admin_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   46,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -37,6 +37,7 @@ const (
 	Admin_IssueCertificate_FullMethodName  = "/sallyport.control.v1.Admin/IssueCertificate"
 	Admin_ListCertificates_FullMethodName  = "/sallyport.control.v1.Admin/ListCertificates"
 	Admin_RevokeCertificate_FullMethodName = "/sallyport.control.v1.Admin/RevokeCertificate"
+	Admin_RenewComponents_FullMethodName   = "/sallyport.control.v1.Admin/RenewComponents"
 	Admin_GetCRL_FullMethodName            = "/sallyport.control.v1.Admin/GetCRL"
 	Admin_ImportCA_FullMethodName          = "/sallyport.control.v1.Admin/ImportCA"
 	Admin_RotateCA_FullMethodName          = "/sallyport.control.v1.Admin/RotateCA"
@@ -69,6 +70,7 @@ type AdminClient interface {
 	IssueCertificate(ctx context.Context, in *IssueCertificateRequest, opts ...grpc.CallOption) (*IssueCertificateResponse, error)
 	ListCertificates(ctx context.Context, in *ListCertificatesRequest, opts ...grpc.CallOption) (*ListCertificatesResponse, error)
 	RevokeCertificate(ctx context.Context, in *RevokeCertificateRequest, opts ...grpc.CallOption) (*RevokeCertificateResponse, error)
+	RenewComponents(ctx context.Context, in *RenewComponentsRequest, opts ...grpc.CallOption) (*RenewComponentsResponse, error)
 	GetCRL(ctx context.Context, in *GetCRLRequest, opts ...grpc.CallOption) (*GetCRLResponse, error)
 	ImportCA(ctx context.Context, in *ImportCARequest, opts ...grpc.CallOption) (*ShowCAResponse, error)
 	RotateCA(ctx context.Context, in *RotateCARequest, opts ...grpc.CallOption) (*RotateCAResponse, error)
@@ -264,6 +266,16 @@ func (c *adminClient) RevokeCertificate(ctx context.Context, in *RevokeCertifica
 	return out, nil
 }
 
+func (c *adminClient) RenewComponents(ctx context.Context, in *RenewComponentsRequest, opts ...grpc.CallOption) (*RenewComponentsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RenewComponentsResponse)
+	err := c.cc.Invoke(ctx, Admin_RenewComponents_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminClient) GetCRL(ctx context.Context, in *GetCRLRequest, opts ...grpc.CallOption) (*GetCRLResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetCRLResponse)
@@ -348,6 +360,7 @@ type AdminServer interface {
 	IssueCertificate(context.Context, *IssueCertificateRequest) (*IssueCertificateResponse, error)
 	ListCertificates(context.Context, *ListCertificatesRequest) (*ListCertificatesResponse, error)
 	RevokeCertificate(context.Context, *RevokeCertificateRequest) (*RevokeCertificateResponse, error)
+	RenewComponents(context.Context, *RenewComponentsRequest) (*RenewComponentsResponse, error)
 	GetCRL(context.Context, *GetCRLRequest) (*GetCRLResponse, error)
 	ImportCA(context.Context, *ImportCARequest) (*ShowCAResponse, error)
 	RotateCA(context.Context, *RotateCARequest) (*RotateCAResponse, error)
@@ -416,6 +429,9 @@ func (UnimplementedAdminServer) ListCertificates(context.Context, *ListCertifica
 }
 func (UnimplementedAdminServer) RevokeCertificate(context.Context, *RevokeCertificateRequest) (*RevokeCertificateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RevokeCertificate not implemented")
+}
+func (UnimplementedAdminServer) RenewComponents(context.Context, *RenewComponentsRequest) (*RenewComponentsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RenewComponents not implemented")
 }
 func (UnimplementedAdminServer) GetCRL(context.Context, *GetCRLRequest) (*GetCRLResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetCRL not implemented")
@@ -777,6 +793,24 @@ func _Admin_RevokeCertificate_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_RenewComponents_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RenewComponentsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).RenewComponents(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_RenewComponents_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).RenewComponents(ctx, req.(*RenewComponentsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Admin_GetCRL_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetCRLRequest)
 	if err := dec(in); err != nil {
@@ -938,6 +972,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RevokeCertificate",
 			Handler:    _Admin_RevokeCertificate_Handler,
+		},
+		{
+			MethodName: "RenewComponents",
+			Handler:    _Admin_RenewComponents_Handler,
 		},
 		{
 			MethodName: "GetCRL",

@@ -70,7 +70,7 @@ func (x CertificateRequest_Purpose) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CertificateRequest_Purpose.Descriptor instead.
 func (CertificateRequest_Purpose) EnumDescriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{23, 0}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{24, 0}
 }
 
 // Frame is one message of a control session. A component sends hello first and
@@ -93,6 +93,7 @@ type Frame struct {
 	//	*Frame_Snapshot
 	//	*Frame_CertificateResponse
 	//	*Frame_Refusal
+	//	*Frame_RenewNow
 	Frame         isFrame_Frame `protobuf_oneof:"frame"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -261,6 +262,15 @@ func (x *Frame) GetRefusal() *Refusal {
 	return nil
 }
 
+func (x *Frame) GetRenewNow() *RenewNow {
+	if x != nil {
+		if x, ok := x.Frame.(*Frame_RenewNow); ok {
+			return x.RenewNow
+		}
+	}
+	return nil
+}
+
 type isFrame_Frame interface {
 	isFrame_Frame()
 }
@@ -323,6 +333,10 @@ type Frame_Refusal struct {
 	Refusal *Refusal `protobuf:"bytes,20,opt,name=refusal,proto3,oneof"`
 }
 
+type Frame_RenewNow struct {
+	RenewNow *RenewNow `protobuf:"bytes,21,opt,name=renew_now,json=renewNow,proto3,oneof"`
+}
+
 func (*Frame_Hello) isFrame_Frame() {}
 
 func (*Frame_Heartbeat) isFrame_Frame() {}
@@ -351,6 +365,45 @@ func (*Frame_CertificateResponse) isFrame_Frame() {}
 
 func (*Frame_Refusal) isFrame_Frame() {}
 
+func (*Frame_RenewNow) isFrame_Frame() {}
+
+// RenewNow asks the component to renew its identity at once, not when it is due.
+type RenewNow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewNow) Reset() {
+	*x = RenewNow{}
+	mi := &file_roles_control_session_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewNow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewNow) ProtoMessage() {}
+
+func (x *RenewNow) ProtoReflect() protoreflect.Message {
+	mi := &file_roles_control_session_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewNow.ProtoReflect.Descriptor instead.
+func (*RenewNow) Descriptor() ([]byte, []int) {
+	return file_roles_control_session_proto_rawDescGZIP(), []int{1}
+}
+
 // Refusal says why something was refused, to a person: what happened and what
 // to do next. code is stable and lower_snake_case.
 type Refusal struct {
@@ -364,7 +417,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_roles_control_session_proto_msgTypes[1]
+	mi := &file_roles_control_session_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -376,7 +429,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[1]
+	mi := &file_roles_control_session_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -389,7 +442,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{1}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Refusal) GetCode() string {
@@ -428,7 +481,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_roles_control_session_proto_msgTypes[2]
+	mi := &file_roles_control_session_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -440,7 +493,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[2]
+	mi := &file_roles_control_session_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -453,7 +506,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{2}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Hello) GetVersion() string {
@@ -517,7 +570,7 @@ type PortReport struct {
 
 func (x *PortReport) Reset() {
 	*x = PortReport{}
-	mi := &file_roles_control_session_proto_msgTypes[3]
+	mi := &file_roles_control_session_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -529,7 +582,7 @@ func (x *PortReport) String() string {
 func (*PortReport) ProtoMessage() {}
 
 func (x *PortReport) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[3]
+	mi := &file_roles_control_session_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -542,7 +595,7 @@ func (x *PortReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortReport.ProtoReflect.Descriptor instead.
 func (*PortReport) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{3}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *PortReport) GetObservedAddress() string {
@@ -577,7 +630,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_roles_control_session_proto_msgTypes[4]
+	mi := &file_roles_control_session_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -589,7 +642,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[4]
+	mi := &file_roles_control_session_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -602,7 +655,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{4}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Welcome) GetVersion() string {
@@ -636,7 +689,7 @@ type Renewed struct {
 
 func (x *Renewed) Reset() {
 	*x = Renewed{}
-	mi := &file_roles_control_session_proto_msgTypes[5]
+	mi := &file_roles_control_session_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -648,7 +701,7 @@ func (x *Renewed) String() string {
 func (*Renewed) ProtoMessage() {}
 
 func (x *Renewed) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[5]
+	mi := &file_roles_control_session_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -661,7 +714,7 @@ func (x *Renewed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Renewed.ProtoReflect.Descriptor instead.
 func (*Renewed) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{5}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{6}
 }
 
 // Heartbeat is sent every 5 seconds and is the only truth about "connected".
@@ -679,7 +732,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_roles_control_session_proto_msgTypes[6]
+	mi := &file_roles_control_session_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -691,7 +744,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[6]
+	mi := &file_roles_control_session_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -704,7 +757,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{6}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Heartbeat) GetSequence() uint64 {
@@ -759,7 +812,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_roles_control_session_proto_msgTypes[7]
+	mi := &file_roles_control_session_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -771,7 +824,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[7]
+	mi := &file_roles_control_session_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -784,7 +837,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{7}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *HeartbeatReply) GetSequence() uint64 {
@@ -813,7 +866,7 @@ type Generation struct {
 
 func (x *Generation) Reset() {
 	*x = Generation{}
-	mi := &file_roles_control_session_proto_msgTypes[8]
+	mi := &file_roles_control_session_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -825,7 +878,7 @@ func (x *Generation) String() string {
 func (*Generation) ProtoMessage() {}
 
 func (x *Generation) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[8]
+	mi := &file_roles_control_session_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -838,7 +891,7 @@ func (x *Generation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Generation.ProtoReflect.Descriptor instead.
 func (*Generation) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{8}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Generation) GetEpoch() uint64 {
@@ -870,7 +923,7 @@ type TrustBundle struct {
 
 func (x *TrustBundle) Reset() {
 	*x = TrustBundle{}
-	mi := &file_roles_control_session_proto_msgTypes[9]
+	mi := &file_roles_control_session_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -882,7 +935,7 @@ func (x *TrustBundle) String() string {
 func (*TrustBundle) ProtoMessage() {}
 
 func (x *TrustBundle) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[9]
+	mi := &file_roles_control_session_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -895,7 +948,7 @@ func (x *TrustBundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustBundle.ProtoReflect.Descriptor instead.
 func (*TrustBundle) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{9}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *TrustBundle) GetTrustDomain() string {
@@ -948,7 +1001,7 @@ type Revocation struct {
 
 func (x *Revocation) Reset() {
 	*x = Revocation{}
-	mi := &file_roles_control_session_proto_msgTypes[10]
+	mi := &file_roles_control_session_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -960,7 +1013,7 @@ func (x *Revocation) String() string {
 func (*Revocation) ProtoMessage() {}
 
 func (x *Revocation) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[10]
+	mi := &file_roles_control_session_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -973,7 +1026,7 @@ func (x *Revocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
 func (*Revocation) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{10}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Revocation) GetIdentity() string {
@@ -1028,7 +1081,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_roles_control_session_proto_msgTypes[11]
+	mi := &file_roles_control_session_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1040,7 +1093,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[11]
+	mi := &file_roles_control_session_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1053,7 +1106,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{11}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Snapshot) GetGeneration() *Generation {
@@ -1177,7 +1230,7 @@ type SnapshotAck struct {
 
 func (x *SnapshotAck) Reset() {
 	*x = SnapshotAck{}
-	mi := &file_roles_control_session_proto_msgTypes[12]
+	mi := &file_roles_control_session_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1189,7 +1242,7 @@ func (x *SnapshotAck) String() string {
 func (*SnapshotAck) ProtoMessage() {}
 
 func (x *SnapshotAck) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[12]
+	mi := &file_roles_control_session_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1202,7 +1255,7 @@ func (x *SnapshotAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotAck.ProtoReflect.Descriptor instead.
 func (*SnapshotAck) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{12}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SnapshotAck) GetGeneration() *Generation {
@@ -1233,7 +1286,7 @@ type ProxyPart struct {
 
 func (x *ProxyPart) Reset() {
 	*x = ProxyPart{}
-	mi := &file_roles_control_session_proto_msgTypes[13]
+	mi := &file_roles_control_session_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1245,7 +1298,7 @@ func (x *ProxyPart) String() string {
 func (*ProxyPart) ProtoMessage() {}
 
 func (x *ProxyPart) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[13]
+	mi := &file_roles_control_session_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1258,7 +1311,7 @@ func (x *ProxyPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyPart.ProtoReflect.Descriptor instead.
 func (*ProxyPart) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{13}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ProxyPart) GetPolicy() []byte {
@@ -1307,7 +1360,7 @@ type IssuerKeys struct {
 
 func (x *IssuerKeys) Reset() {
 	*x = IssuerKeys{}
-	mi := &file_roles_control_session_proto_msgTypes[14]
+	mi := &file_roles_control_session_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1319,7 +1372,7 @@ func (x *IssuerKeys) String() string {
 func (*IssuerKeys) ProtoMessage() {}
 
 func (x *IssuerKeys) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[14]
+	mi := &file_roles_control_session_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1332,7 +1385,7 @@ func (x *IssuerKeys) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssuerKeys.ProtoReflect.Descriptor instead.
 func (*IssuerKeys) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{14}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *IssuerKeys) GetUrl() string {
@@ -1360,7 +1413,7 @@ type APIKey struct {
 
 func (x *APIKey) Reset() {
 	*x = APIKey{}
-	mi := &file_roles_control_session_proto_msgTypes[15]
+	mi := &file_roles_control_session_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1372,7 +1425,7 @@ func (x *APIKey) String() string {
 func (*APIKey) ProtoMessage() {}
 
 func (x *APIKey) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[15]
+	mi := &file_roles_control_session_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1385,7 +1438,7 @@ func (x *APIKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use APIKey.ProtoReflect.Descriptor instead.
 func (*APIKey) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{15}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *APIKey) GetName() string {
@@ -1420,7 +1473,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_roles_control_session_proto_msgTypes[16]
+	mi := &file_roles_control_session_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1432,7 +1485,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[16]
+	mi := &file_roles_control_session_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1445,7 +1498,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{16}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Service) GetName() string {
@@ -1474,7 +1527,7 @@ type GatewayPart struct {
 
 func (x *GatewayPart) Reset() {
 	*x = GatewayPart{}
-	mi := &file_roles_control_session_proto_msgTypes[17]
+	mi := &file_roles_control_session_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1486,7 +1539,7 @@ func (x *GatewayPart) String() string {
 func (*GatewayPart) ProtoMessage() {}
 
 func (x *GatewayPart) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[17]
+	mi := &file_roles_control_session_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1499,7 +1552,7 @@ func (x *GatewayPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GatewayPart.ProtoReflect.Descriptor instead.
 func (*GatewayPart) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{17}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GatewayPart) GetServe() []string {
@@ -1535,7 +1588,7 @@ type ServiceVerdict struct {
 
 func (x *ServiceVerdict) Reset() {
 	*x = ServiceVerdict{}
-	mi := &file_roles_control_session_proto_msgTypes[18]
+	mi := &file_roles_control_session_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1547,7 +1600,7 @@ func (x *ServiceVerdict) String() string {
 func (*ServiceVerdict) ProtoMessage() {}
 
 func (x *ServiceVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[18]
+	mi := &file_roles_control_session_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1560,7 +1613,7 @@ func (x *ServiceVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceVerdict.ProtoReflect.Descriptor instead.
 func (*ServiceVerdict) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{18}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ServiceVerdict) GetService() string {
@@ -1599,7 +1652,7 @@ type MethodRule struct {
 
 func (x *MethodRule) Reset() {
 	*x = MethodRule{}
-	mi := &file_roles_control_session_proto_msgTypes[19]
+	mi := &file_roles_control_session_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1611,7 +1664,7 @@ func (x *MethodRule) String() string {
 func (*MethodRule) ProtoMessage() {}
 
 func (x *MethodRule) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[19]
+	mi := &file_roles_control_session_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1624,7 +1677,7 @@ func (x *MethodRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MethodRule.ProtoReflect.Descriptor instead.
 func (*MethodRule) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{19}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *MethodRule) GetMatch() string {
@@ -1674,7 +1727,7 @@ type Announcement struct {
 
 func (x *Announcement) Reset() {
 	*x = Announcement{}
-	mi := &file_roles_control_session_proto_msgTypes[20]
+	mi := &file_roles_control_session_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1686,7 +1739,7 @@ func (x *Announcement) String() string {
 func (*Announcement) ProtoMessage() {}
 
 func (x *Announcement) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[20]
+	mi := &file_roles_control_session_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1699,7 +1752,7 @@ func (x *Announcement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Announcement.ProtoReflect.Descriptor instead.
 func (*Announcement) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{20}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Announcement) GetServices() []*AnnouncedService {
@@ -1735,7 +1788,7 @@ type AnnouncedService struct {
 
 func (x *AnnouncedService) Reset() {
 	*x = AnnouncedService{}
-	mi := &file_roles_control_session_proto_msgTypes[21]
+	mi := &file_roles_control_session_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1747,7 +1800,7 @@ func (x *AnnouncedService) String() string {
 func (*AnnouncedService) ProtoMessage() {}
 
 func (x *AnnouncedService) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[21]
+	mi := &file_roles_control_session_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1760,7 +1813,7 @@ func (x *AnnouncedService) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnnouncedService.ProtoReflect.Descriptor instead.
 func (*AnnouncedService) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{21}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AnnouncedService) GetName() string {
@@ -1803,7 +1856,7 @@ type UpstreamState struct {
 
 func (x *UpstreamState) Reset() {
 	*x = UpstreamState{}
-	mi := &file_roles_control_session_proto_msgTypes[22]
+	mi := &file_roles_control_session_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1815,7 +1868,7 @@ func (x *UpstreamState) String() string {
 func (*UpstreamState) ProtoMessage() {}
 
 func (x *UpstreamState) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[22]
+	mi := &file_roles_control_session_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1828,7 +1881,7 @@ func (x *UpstreamState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpstreamState.ProtoReflect.Descriptor instead.
 func (*UpstreamState) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{22}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *UpstreamState) GetName() string {
@@ -1872,7 +1925,7 @@ type CertificateRequest struct {
 
 func (x *CertificateRequest) Reset() {
 	*x = CertificateRequest{}
-	mi := &file_roles_control_session_proto_msgTypes[23]
+	mi := &file_roles_control_session_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1884,7 +1937,7 @@ func (x *CertificateRequest) String() string {
 func (*CertificateRequest) ProtoMessage() {}
 
 func (x *CertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[23]
+	mi := &file_roles_control_session_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1897,7 +1950,7 @@ func (x *CertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateRequest.ProtoReflect.Descriptor instead.
 func (*CertificateRequest) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{23}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CertificateRequest) GetId() uint64 {
@@ -1932,7 +1985,7 @@ type CertificateResponse struct {
 
 func (x *CertificateResponse) Reset() {
 	*x = CertificateResponse{}
-	mi := &file_roles_control_session_proto_msgTypes[24]
+	mi := &file_roles_control_session_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1944,7 +1997,7 @@ func (x *CertificateResponse) String() string {
 func (*CertificateResponse) ProtoMessage() {}
 
 func (x *CertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[24]
+	mi := &file_roles_control_session_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1957,7 +2010,7 @@ func (x *CertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateResponse.ProtoReflect.Descriptor instead.
 func (*CertificateResponse) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{24}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *CertificateResponse) GetId() uint64 {
@@ -1992,7 +2045,7 @@ type DenialReport struct {
 
 func (x *DenialReport) Reset() {
 	*x = DenialReport{}
-	mi := &file_roles_control_session_proto_msgTypes[25]
+	mi := &file_roles_control_session_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2004,7 +2057,7 @@ func (x *DenialReport) String() string {
 func (*DenialReport) ProtoMessage() {}
 
 func (x *DenialReport) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[25]
+	mi := &file_roles_control_session_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2017,7 +2070,7 @@ func (x *DenialReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DenialReport.ProtoReflect.Descriptor instead.
 func (*DenialReport) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{25}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DenialReport) GetDenials() []*Denial {
@@ -2048,7 +2101,7 @@ type Denial struct {
 
 func (x *Denial) Reset() {
 	*x = Denial{}
-	mi := &file_roles_control_session_proto_msgTypes[26]
+	mi := &file_roles_control_session_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2060,7 +2113,7 @@ func (x *Denial) String() string {
 func (*Denial) ProtoMessage() {}
 
 func (x *Denial) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[26]
+	mi := &file_roles_control_session_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2073,7 +2126,7 @@ func (x *Denial) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Denial.ProtoReflect.Descriptor instead.
 func (*Denial) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{26}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Denial) GetCaller() string {
@@ -2132,7 +2185,7 @@ type RevocationList struct {
 
 func (x *RevocationList) Reset() {
 	*x = RevocationList{}
-	mi := &file_roles_control_session_proto_msgTypes[27]
+	mi := &file_roles_control_session_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2144,7 +2197,7 @@ func (x *RevocationList) String() string {
 func (*RevocationList) ProtoMessage() {}
 
 func (x *RevocationList) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[27]
+	mi := &file_roles_control_session_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2157,7 +2210,7 @@ func (x *RevocationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationList.ProtoReflect.Descriptor instead.
 func (*RevocationList) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{27}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RevocationList) GetPayload() []byte {
@@ -2192,7 +2245,7 @@ type RevocationListHead struct {
 
 func (x *RevocationListHead) Reset() {
 	*x = RevocationListHead{}
-	mi := &file_roles_control_session_proto_msgTypes[28]
+	mi := &file_roles_control_session_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2204,7 +2257,7 @@ func (x *RevocationListHead) String() string {
 func (*RevocationListHead) ProtoMessage() {}
 
 func (x *RevocationListHead) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[28]
+	mi := &file_roles_control_session_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2217,7 +2270,7 @@ func (x *RevocationListHead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationListHead.ProtoReflect.Descriptor instead.
 func (*RevocationListHead) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{28}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RevocationListHead) GetSequence() uint64 {
@@ -2245,7 +2298,7 @@ type OutsideCertificate struct {
 
 func (x *OutsideCertificate) Reset() {
 	*x = OutsideCertificate{}
-	mi := &file_roles_control_session_proto_msgTypes[29]
+	mi := &file_roles_control_session_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2257,7 +2310,7 @@ func (x *OutsideCertificate) String() string {
 func (*OutsideCertificate) ProtoMessage() {}
 
 func (x *OutsideCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[29]
+	mi := &file_roles_control_session_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2270,7 +2323,7 @@ func (x *OutsideCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutsideCertificate.ProtoReflect.Descriptor instead.
 func (*OutsideCertificate) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{29}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *OutsideCertificate) GetMode() string {
@@ -2302,7 +2355,7 @@ type Certificate struct {
 
 func (x *Certificate) Reset() {
 	*x = Certificate{}
-	mi := &file_roles_control_session_proto_msgTypes[30]
+	mi := &file_roles_control_session_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2314,7 +2367,7 @@ func (x *Certificate) String() string {
 func (*Certificate) ProtoMessage() {}
 
 func (x *Certificate) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[30]
+	mi := &file_roles_control_session_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2327,7 +2380,7 @@ func (x *Certificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
 func (*Certificate) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{30}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Certificate) GetWhat() string {
@@ -2384,7 +2437,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_roles_control_session_proto_msgTypes[31]
+	mi := &file_roles_control_session_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2396,7 +2449,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[31]
+	mi := &file_roles_control_session_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2409,7 +2462,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{31}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Alert) GetCode() string {
@@ -2437,7 +2490,7 @@ var File_roles_control_session_proto protoreflect.FileDescriptor
 
 const file_roles_control_session_proto_rawDesc = "" +
 	"\n" +
-	"\x1broles/control/session.proto\x12\x14sallyport.control.v1\"\xca\a\n" +
+	"\x1broles/control/session.proto\x12\x14sallyport.control.v1\"\x89\b\n" +
 	"\x05Frame\x123\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1b.sallyport.control.v1.HelloH\x00R\x05hello\x12?\n" +
 	"\theartbeat\x18\x02 \x01(\v2\x1f.sallyport.control.v1.HeartbeatH\x00R\theartbeat\x125\n" +
@@ -2452,8 +2505,11 @@ const file_roles_control_session_proto_rawDesc = "" +
 	"\x0fheartbeat_reply\x18\x11 \x01(\v2$.sallyport.control.v1.HeartbeatReplyH\x00R\x0eheartbeatReply\x12<\n" +
 	"\bsnapshot\x18\x12 \x01(\v2\x1e.sallyport.control.v1.SnapshotH\x00R\bsnapshot\x12^\n" +
 	"\x14certificate_response\x18\x13 \x01(\v2).sallyport.control.v1.CertificateResponseH\x00R\x13certificateResponse\x129\n" +
-	"\arefusal\x18\x14 \x01(\v2\x1d.sallyport.control.v1.RefusalH\x00R\arefusalB\a\n" +
-	"\x05frame\"K\n" +
+	"\arefusal\x18\x14 \x01(\v2\x1d.sallyport.control.v1.RefusalH\x00R\arefusal\x12=\n" +
+	"\trenew_now\x18\x15 \x01(\v2\x1e.sallyport.control.v1.RenewNowH\x00R\brenewNowB\a\n" +
+	"\x05frame\"\n" +
+	"\n" +
+	"\bRenewNow\"K\n" +
 	"\aRefusal\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x14\n" +
 	"\x05cause\x18\x02 \x01(\tR\x05cause\x12\x16\n" +
@@ -2634,87 +2690,89 @@ func file_roles_control_session_proto_rawDescGZIP() []byte {
 }
 
 var file_roles_control_session_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_roles_control_session_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_roles_control_session_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_roles_control_session_proto_goTypes = []any{
 	(CertificateRequest_Purpose)(0), // 0: sallyport.control.v1.CertificateRequest.Purpose
 	(*Frame)(nil),                   // 1: sallyport.control.v1.Frame
-	(*Refusal)(nil),                 // 2: sallyport.control.v1.Refusal
-	(*Hello)(nil),                   // 3: sallyport.control.v1.Hello
-	(*PortReport)(nil),              // 4: sallyport.control.v1.PortReport
-	(*Welcome)(nil),                 // 5: sallyport.control.v1.Welcome
-	(*Renewed)(nil),                 // 6: sallyport.control.v1.Renewed
-	(*Heartbeat)(nil),               // 7: sallyport.control.v1.Heartbeat
-	(*HeartbeatReply)(nil),          // 8: sallyport.control.v1.HeartbeatReply
-	(*Generation)(nil),              // 9: sallyport.control.v1.Generation
-	(*TrustBundle)(nil),             // 10: sallyport.control.v1.TrustBundle
-	(*Revocation)(nil),              // 11: sallyport.control.v1.Revocation
-	(*Snapshot)(nil),                // 12: sallyport.control.v1.Snapshot
-	(*SnapshotAck)(nil),             // 13: sallyport.control.v1.SnapshotAck
-	(*ProxyPart)(nil),               // 14: sallyport.control.v1.ProxyPart
-	(*IssuerKeys)(nil),              // 15: sallyport.control.v1.IssuerKeys
-	(*APIKey)(nil),                  // 16: sallyport.control.v1.APIKey
-	(*Service)(nil),                 // 17: sallyport.control.v1.Service
-	(*GatewayPart)(nil),             // 18: sallyport.control.v1.GatewayPart
-	(*ServiceVerdict)(nil),          // 19: sallyport.control.v1.ServiceVerdict
-	(*MethodRule)(nil),              // 20: sallyport.control.v1.MethodRule
-	(*Announcement)(nil),            // 21: sallyport.control.v1.Announcement
-	(*AnnouncedService)(nil),        // 22: sallyport.control.v1.AnnouncedService
-	(*UpstreamState)(nil),           // 23: sallyport.control.v1.UpstreamState
-	(*CertificateRequest)(nil),      // 24: sallyport.control.v1.CertificateRequest
-	(*CertificateResponse)(nil),     // 25: sallyport.control.v1.CertificateResponse
-	(*DenialReport)(nil),            // 26: sallyport.control.v1.DenialReport
-	(*Denial)(nil),                  // 27: sallyport.control.v1.Denial
-	(*RevocationList)(nil),          // 28: sallyport.control.v1.RevocationList
-	(*RevocationListHead)(nil),      // 29: sallyport.control.v1.RevocationListHead
-	(*OutsideCertificate)(nil),      // 30: sallyport.control.v1.OutsideCertificate
-	(*Certificate)(nil),             // 31: sallyport.control.v1.Certificate
-	(*Alert)(nil),                   // 32: sallyport.control.v1.Alert
+	(*RenewNow)(nil),                // 2: sallyport.control.v1.RenewNow
+	(*Refusal)(nil),                 // 3: sallyport.control.v1.Refusal
+	(*Hello)(nil),                   // 4: sallyport.control.v1.Hello
+	(*PortReport)(nil),              // 5: sallyport.control.v1.PortReport
+	(*Welcome)(nil),                 // 6: sallyport.control.v1.Welcome
+	(*Renewed)(nil),                 // 7: sallyport.control.v1.Renewed
+	(*Heartbeat)(nil),               // 8: sallyport.control.v1.Heartbeat
+	(*HeartbeatReply)(nil),          // 9: sallyport.control.v1.HeartbeatReply
+	(*Generation)(nil),              // 10: sallyport.control.v1.Generation
+	(*TrustBundle)(nil),             // 11: sallyport.control.v1.TrustBundle
+	(*Revocation)(nil),              // 12: sallyport.control.v1.Revocation
+	(*Snapshot)(nil),                // 13: sallyport.control.v1.Snapshot
+	(*SnapshotAck)(nil),             // 14: sallyport.control.v1.SnapshotAck
+	(*ProxyPart)(nil),               // 15: sallyport.control.v1.ProxyPart
+	(*IssuerKeys)(nil),              // 16: sallyport.control.v1.IssuerKeys
+	(*APIKey)(nil),                  // 17: sallyport.control.v1.APIKey
+	(*Service)(nil),                 // 18: sallyport.control.v1.Service
+	(*GatewayPart)(nil),             // 19: sallyport.control.v1.GatewayPart
+	(*ServiceVerdict)(nil),          // 20: sallyport.control.v1.ServiceVerdict
+	(*MethodRule)(nil),              // 21: sallyport.control.v1.MethodRule
+	(*Announcement)(nil),            // 22: sallyport.control.v1.Announcement
+	(*AnnouncedService)(nil),        // 23: sallyport.control.v1.AnnouncedService
+	(*UpstreamState)(nil),           // 24: sallyport.control.v1.UpstreamState
+	(*CertificateRequest)(nil),      // 25: sallyport.control.v1.CertificateRequest
+	(*CertificateResponse)(nil),     // 26: sallyport.control.v1.CertificateResponse
+	(*DenialReport)(nil),            // 27: sallyport.control.v1.DenialReport
+	(*Denial)(nil),                  // 28: sallyport.control.v1.Denial
+	(*RevocationList)(nil),          // 29: sallyport.control.v1.RevocationList
+	(*RevocationListHead)(nil),      // 30: sallyport.control.v1.RevocationListHead
+	(*OutsideCertificate)(nil),      // 31: sallyport.control.v1.OutsideCertificate
+	(*Certificate)(nil),             // 32: sallyport.control.v1.Certificate
+	(*Alert)(nil),                   // 33: sallyport.control.v1.Alert
 }
 var file_roles_control_session_proto_depIdxs = []int32{
-	3,  // 0: sallyport.control.v1.Frame.hello:type_name -> sallyport.control.v1.Hello
-	7,  // 1: sallyport.control.v1.Frame.heartbeat:type_name -> sallyport.control.v1.Heartbeat
-	13, // 2: sallyport.control.v1.Frame.ack:type_name -> sallyport.control.v1.SnapshotAck
-	21, // 3: sallyport.control.v1.Frame.announcement:type_name -> sallyport.control.v1.Announcement
-	24, // 4: sallyport.control.v1.Frame.certificate_request:type_name -> sallyport.control.v1.CertificateRequest
-	26, // 5: sallyport.control.v1.Frame.denials:type_name -> sallyport.control.v1.DenialReport
-	28, // 6: sallyport.control.v1.Frame.revocation_list:type_name -> sallyport.control.v1.RevocationList
-	32, // 7: sallyport.control.v1.Frame.alert:type_name -> sallyport.control.v1.Alert
-	6,  // 8: sallyport.control.v1.Frame.renewed:type_name -> sallyport.control.v1.Renewed
-	5,  // 9: sallyport.control.v1.Frame.welcome:type_name -> sallyport.control.v1.Welcome
-	8,  // 10: sallyport.control.v1.Frame.heartbeat_reply:type_name -> sallyport.control.v1.HeartbeatReply
-	12, // 11: sallyport.control.v1.Frame.snapshot:type_name -> sallyport.control.v1.Snapshot
-	25, // 12: sallyport.control.v1.Frame.certificate_response:type_name -> sallyport.control.v1.CertificateResponse
-	2,  // 13: sallyport.control.v1.Frame.refusal:type_name -> sallyport.control.v1.Refusal
-	9,  // 14: sallyport.control.v1.Hello.held:type_name -> sallyport.control.v1.Generation
-	29, // 15: sallyport.control.v1.Hello.revocations_held:type_name -> sallyport.control.v1.RevocationListHead
-	31, // 16: sallyport.control.v1.Hello.certificates:type_name -> sallyport.control.v1.Certificate
-	4,  // 17: sallyport.control.v1.Hello.port:type_name -> sallyport.control.v1.PortReport
-	31, // 18: sallyport.control.v1.Heartbeat.certificates:type_name -> sallyport.control.v1.Certificate
-	9,  // 19: sallyport.control.v1.Snapshot.generation:type_name -> sallyport.control.v1.Generation
-	10, // 20: sallyport.control.v1.Snapshot.bundle:type_name -> sallyport.control.v1.TrustBundle
-	11, // 21: sallyport.control.v1.Snapshot.revocations:type_name -> sallyport.control.v1.Revocation
-	28, // 22: sallyport.control.v1.Snapshot.revocation_list:type_name -> sallyport.control.v1.RevocationList
-	30, // 23: sallyport.control.v1.Snapshot.listener:type_name -> sallyport.control.v1.OutsideCertificate
-	14, // 24: sallyport.control.v1.Snapshot.proxy:type_name -> sallyport.control.v1.ProxyPart
-	18, // 25: sallyport.control.v1.Snapshot.gateway:type_name -> sallyport.control.v1.GatewayPart
-	9,  // 26: sallyport.control.v1.SnapshotAck.generation:type_name -> sallyport.control.v1.Generation
-	16, // 27: sallyport.control.v1.ProxyPart.api_keys:type_name -> sallyport.control.v1.APIKey
-	17, // 28: sallyport.control.v1.ProxyPart.services:type_name -> sallyport.control.v1.Service
-	15, // 29: sallyport.control.v1.ProxyPart.issuers:type_name -> sallyport.control.v1.IssuerKeys
-	19, // 30: sallyport.control.v1.GatewayPart.services:type_name -> sallyport.control.v1.ServiceVerdict
-	20, // 31: sallyport.control.v1.GatewayPart.methods:type_name -> sallyport.control.v1.MethodRule
-	22, // 32: sallyport.control.v1.Announcement.services:type_name -> sallyport.control.v1.AnnouncedService
-	23, // 33: sallyport.control.v1.Announcement.upstreams:type_name -> sallyport.control.v1.UpstreamState
-	0,  // 34: sallyport.control.v1.CertificateRequest.purpose:type_name -> sallyport.control.v1.CertificateRequest.Purpose
-	2,  // 35: sallyport.control.v1.CertificateResponse.refusal:type_name -> sallyport.control.v1.Refusal
-	27, // 36: sallyport.control.v1.DenialReport.denials:type_name -> sallyport.control.v1.Denial
-	1,  // 37: sallyport.control.v1.Control.Session:input_type -> sallyport.control.v1.Frame
-	1,  // 38: sallyport.control.v1.Control.Session:output_type -> sallyport.control.v1.Frame
-	38, // [38:39] is the sub-list for method output_type
-	37, // [37:38] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	4,  // 0: sallyport.control.v1.Frame.hello:type_name -> sallyport.control.v1.Hello
+	8,  // 1: sallyport.control.v1.Frame.heartbeat:type_name -> sallyport.control.v1.Heartbeat
+	14, // 2: sallyport.control.v1.Frame.ack:type_name -> sallyport.control.v1.SnapshotAck
+	22, // 3: sallyport.control.v1.Frame.announcement:type_name -> sallyport.control.v1.Announcement
+	25, // 4: sallyport.control.v1.Frame.certificate_request:type_name -> sallyport.control.v1.CertificateRequest
+	27, // 5: sallyport.control.v1.Frame.denials:type_name -> sallyport.control.v1.DenialReport
+	29, // 6: sallyport.control.v1.Frame.revocation_list:type_name -> sallyport.control.v1.RevocationList
+	33, // 7: sallyport.control.v1.Frame.alert:type_name -> sallyport.control.v1.Alert
+	7,  // 8: sallyport.control.v1.Frame.renewed:type_name -> sallyport.control.v1.Renewed
+	6,  // 9: sallyport.control.v1.Frame.welcome:type_name -> sallyport.control.v1.Welcome
+	9,  // 10: sallyport.control.v1.Frame.heartbeat_reply:type_name -> sallyport.control.v1.HeartbeatReply
+	13, // 11: sallyport.control.v1.Frame.snapshot:type_name -> sallyport.control.v1.Snapshot
+	26, // 12: sallyport.control.v1.Frame.certificate_response:type_name -> sallyport.control.v1.CertificateResponse
+	3,  // 13: sallyport.control.v1.Frame.refusal:type_name -> sallyport.control.v1.Refusal
+	2,  // 14: sallyport.control.v1.Frame.renew_now:type_name -> sallyport.control.v1.RenewNow
+	10, // 15: sallyport.control.v1.Hello.held:type_name -> sallyport.control.v1.Generation
+	30, // 16: sallyport.control.v1.Hello.revocations_held:type_name -> sallyport.control.v1.RevocationListHead
+	32, // 17: sallyport.control.v1.Hello.certificates:type_name -> sallyport.control.v1.Certificate
+	5,  // 18: sallyport.control.v1.Hello.port:type_name -> sallyport.control.v1.PortReport
+	32, // 19: sallyport.control.v1.Heartbeat.certificates:type_name -> sallyport.control.v1.Certificate
+	10, // 20: sallyport.control.v1.Snapshot.generation:type_name -> sallyport.control.v1.Generation
+	11, // 21: sallyport.control.v1.Snapshot.bundle:type_name -> sallyport.control.v1.TrustBundle
+	12, // 22: sallyport.control.v1.Snapshot.revocations:type_name -> sallyport.control.v1.Revocation
+	29, // 23: sallyport.control.v1.Snapshot.revocation_list:type_name -> sallyport.control.v1.RevocationList
+	31, // 24: sallyport.control.v1.Snapshot.listener:type_name -> sallyport.control.v1.OutsideCertificate
+	15, // 25: sallyport.control.v1.Snapshot.proxy:type_name -> sallyport.control.v1.ProxyPart
+	19, // 26: sallyport.control.v1.Snapshot.gateway:type_name -> sallyport.control.v1.GatewayPart
+	10, // 27: sallyport.control.v1.SnapshotAck.generation:type_name -> sallyport.control.v1.Generation
+	17, // 28: sallyport.control.v1.ProxyPart.api_keys:type_name -> sallyport.control.v1.APIKey
+	18, // 29: sallyport.control.v1.ProxyPart.services:type_name -> sallyport.control.v1.Service
+	16, // 30: sallyport.control.v1.ProxyPart.issuers:type_name -> sallyport.control.v1.IssuerKeys
+	20, // 31: sallyport.control.v1.GatewayPart.services:type_name -> sallyport.control.v1.ServiceVerdict
+	21, // 32: sallyport.control.v1.GatewayPart.methods:type_name -> sallyport.control.v1.MethodRule
+	23, // 33: sallyport.control.v1.Announcement.services:type_name -> sallyport.control.v1.AnnouncedService
+	24, // 34: sallyport.control.v1.Announcement.upstreams:type_name -> sallyport.control.v1.UpstreamState
+	0,  // 35: sallyport.control.v1.CertificateRequest.purpose:type_name -> sallyport.control.v1.CertificateRequest.Purpose
+	3,  // 36: sallyport.control.v1.CertificateResponse.refusal:type_name -> sallyport.control.v1.Refusal
+	28, // 37: sallyport.control.v1.DenialReport.denials:type_name -> sallyport.control.v1.Denial
+	1,  // 38: sallyport.control.v1.Control.Session:input_type -> sallyport.control.v1.Frame
+	1,  // 39: sallyport.control.v1.Control.Session:output_type -> sallyport.control.v1.Frame
+	39, // [39:40] is the sub-list for method output_type
+	38, // [38:39] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_roles_control_session_proto_init() }
@@ -2737,8 +2795,9 @@ func file_roles_control_session_proto_init() {
 		(*Frame_Snapshot)(nil),
 		(*Frame_CertificateResponse)(nil),
 		(*Frame_Refusal)(nil),
+		(*Frame_RenewNow)(nil),
 	}
-	file_roles_control_session_proto_msgTypes[11].OneofWrappers = []any{
+	file_roles_control_session_proto_msgTypes[12].OneofWrappers = []any{
 		(*Snapshot_Proxy)(nil),
 		(*Snapshot_Gateway)(nil),
 	}
@@ -2748,7 +2807,7 @@ func file_roles_control_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_roles_control_session_proto_rawDesc), len(file_roles_control_session_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

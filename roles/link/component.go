@@ -48,6 +48,7 @@ type ComponentEnd struct {
 	welcome      chan struct{} // closed when there is a current session
 	announcement *control.Announcement
 	requests     uint64
+	renewer      *Renewer // that keeps this component's identity, while it runs
 
 	offset atomic.Int64 // core's clock minus ours, as measured last
 
@@ -191,6 +192,13 @@ func (s *componentSession) reader() error {
 			s.mu.Unlock()
 			if c != nil {
 				c <- f.CertificateResponse
+			}
+		case *control.Frame_RenewNow:
+			s.owner.mu.Lock()
+			r := s.owner.renewer
+			s.owner.mu.Unlock()
+			if r != nil {
+				r.Now()
 			}
 		case *control.Frame_Refusal:
 			if r := pki.RefusalFromProto(f.Refusal); r != nil {

@@ -122,6 +122,15 @@ func (s *Session) run() error {
 	})
 }
 
+// RenewNow asks the component to renew its identity now. One of an older version
+// does not know how to.
+func (s *Session) RenewNow() {
+	s.mu.Lock()
+	s.frames = append(s.frames, &control.Frame{Frame: &control.Frame_RenewNow{RenewNow: &control.RenewNow{}}})
+	s.mu.Unlock()
+	s.kick()
+}
+
 func refusalFrame(r *pki.Refusal) *control.Frame {
 	return &control.Frame{Frame: &control.Frame_Refusal{Refusal: protoOf(r)}}
 }

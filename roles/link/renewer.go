@@ -57,6 +57,7 @@ type Renewer struct {
 	err     error      // what Ready was told last
 	trouble error      // why core cannot be spoken to, as Trouble was told
 	fresh   time.Time  // until then, what Trouble is told may be about the former identity
+	asked   bool       // somebody wants a renewal that is not due
 	wake    chan struct{}
 
 	step func(string) error // tests stop at each step here
@@ -88,6 +89,32 @@ func (r *Renewer) Trouble(err error) {
 	r.mu.Unlock()
 	if !old {
 		r.kick()
+	}
+}
+
+// Now renews although it is not due: core's operator asked for it.
+func (r *Renewer) Now() {
+	r.mu.Lock()
+	r.asked = true
+	r.mu.Unlock()
+	r.kick()
+}
+
+// attend takes a wish of Now into the plan.
+func (r *Renewer) attend(p *renewalPlan) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.asked && p.leaf != nil {
+		r.asked, p.wished, p.notBefore = false, true, time.Time{}
+	}
+}
+
+// serve makes the control sessions' end pass on that a renewal is wanted.
+func (r *Renewer) serve(end *ComponentEnd, by *Renewer) {
+	if end != nil {
+		end.mu.Lock()
+		end.renewer = by
+		end.mu.Unlock()
 	}
 }
 
@@ -123,12 +150,15 @@ func (r *Renewer) log() *slog.Logger {
 
 // Run renews until ctx ends. Before the component has joined it waits.
 func (r *Renewer) Run(ctx context.Context) error {
+	r.serve(r.End, r)
+	defer r.serve(r.End, nil)
 	var plan renewalPlan
 	failures := 0
 	for {
 		life := plan.look(r.Self.state.Load(), r.RenewBefore, r.log())
+		r.attend(&plan)
 		wait := plan.at.Sub(r.clock())
-		if r.troubled() {
+		if plan.wished || r.troubled() {
 			wait = 0
 		}
 		if plan.leaf == nil {
@@ -141,6 +171,7 @@ func (r *Renewer) Run(ctx context.Context) error {
 			return nil
 		}
 		life = plan.look(r.Self.state.Load(), r.RenewBefore, r.log())
+		r.attend(&plan)
 		if plan.leaf == nil || !r.due(&plan) {
 			continue
 		}
@@ -179,7 +210,7 @@ func (r *Renewer) due(p *renewalPlan) bool {
 	if time.Now().Before(p.notBefore) {
 		return false
 	}
-	return r.troubled() || !r.clock().Before(p.at)
+	return p.wished || r.troubled() || !r.clock().Before(p.at)
 }
 
 func (r *Renewer) troubled() bool {
@@ -235,6 +266,7 @@ type renewalPlan struct {
 	share     float64
 	moved     time.Time // since when core issues from elsewhere than the certificate is from
 	notBefore time.Time // no attempt before, by this process's own clock
+	wished    bool      // it is to be renewed now
 }
 
 // look takes in what is in force now and returns the certificate's life.
