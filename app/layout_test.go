@@ -59,6 +59,7 @@ var ranks = map[string]int{
 	"sallyport/configs/fault":      0,
 	"sallyport/roles/control":      0,
 	"sallyport/roles/gateway/demo": 0,
+	"sallyport/firewall/netns":     0,
 	"sallyport/roles/policy":       1,
 	"sallyport/acme/pki":           1,
 	"sallyport/firewall":           1,
