@@ -16,6 +16,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -184,25 +185,53 @@ func deployFiles(t *testing.T, form, policy string) *filesDeployment {
 	if !known {
 		t.Fatalf("no such form: %s", form)
 	}
+	dir := t.TempDir()
 	ca := newOutsideCA(t)
-	d := &filesDeployment{ca: ca, corePair: ca.pair("core", 1001), proxyPair: ca.pair("proxy", 2001), deployment: &deployment{
+	d := &filesDeployment{ca: ca, corePair: ca.pair("core", 1001), proxyPair: ca.pair("proxy", 2001)}
+	said := func(settings ...setting) (s said) {
+		s.args, s.env = say(t, dir, settings)
+		return s
+	}
+	d.deployment = deployPorts(t, policy, ports{
+		core: said(setting{"grpc-cert", "DEFGUARD_GRPC_CERT", d.corePair.cert},
+			setting{"grpc-key", "DEFGUARD_GRPC_KEY", d.corePair.key},
+			setting{"proxy-grpc-ca", "DEFGUARD_PROXY_GRPC_CA", ca.file}),
+		proxy: said(setting{"grpc-cert", "DEFGUARD_PROXY_GRPC_CERT", d.proxyPair.cert},
+			setting{"grpc-key", "DEFGUARD_PROXY_GRPC_KEY", d.proxyPair.key}),
+	})
+	office := said(setting{"grpc-ca", "DEFGUARD_GRPC_CA", ca.file})
+	g := d.inviteSaying("office", office)
+	g.start(t)
+	d.waitReady("office")
+	d.waitRouted(testService, "office")
+	return d
+}
+
+// said is what one process is told beside what it needs in any case.
+type said struct{ args, env []string }
+
+// ports says which certificates the gRPC ports show, and how they are verified.
+type ports struct {
+	core, proxy said
+	addProxy    []string // more words of proxy add
+}
+
+// deployPorts is deploy, with certificates of others on the gRPC ports.
+func deployPorts(t *testing.T, policy string, p ports) *deployment {
+	t.Helper()
+	d := &deployment{
 		t: t, access: "failures", dir: t.TempDir(), gateways: map[string]*process{}, health: map[string]string{},
 		coreAddr:  fmt.Sprintf("127.0.0.1:%d", freePort(t)),
 		proxyGRPC: fmt.Sprintf("127.0.0.1:%d", freePort(t)),
 		public:    fmt.Sprintf("127.0.0.1:%d", freePort(t)),
-	}}
+	}
 	for _, name := range []string{"core", "proxy"} {
 		d.health[name] = fmt.Sprintf("127.0.0.1:%d", freePort(t))
 	}
 	d.coreEnv = []string{"SALLYPORT_DATA_DIR=" + filepath.Join(d.dir, "core")}
 	t.Cleanup(d.close)
-
-	args, env := say(t, d.dir, []setting{
-		{"grpc-cert", "DEFGUARD_GRPC_CERT", d.corePair.cert},
-		{"grpc-key", "DEFGUARD_GRPC_KEY", d.corePair.key},
-		{"proxy-grpc-ca", "DEFGUARD_PROXY_GRPC_CA", ca.file}})
-	d.core = &process{name: "core", log: &buffer{}, env: baseEnv(append(env, d.coreEnv...)...),
-		args: append([]string{binary, "--role", "core", "--grpc-address", d.coreAddr, "--health-address", d.health["core"]}, args...)}
+	d.core = &process{name: "core", log: &buffer{}, env: baseEnv(append(p.core.env, d.coreEnv...)...),
+		args: append([]string{binary, "--role", "core", "--grpc-address", d.coreAddr, "--health-address", d.health["core"]}, p.core.args...)}
 	d.core.start(t)
 	d.waitAdmin()
 	d.applyPolicy(policy)
@@ -210,24 +239,22 @@ func deployFiles(t *testing.T, form, policy string) *filesDeployment {
 	if err := os.WriteFile(d.caFile, []byte(run(t, d.coreEnv, "ca", "export")), 0o644); err != nil {
 		t.Fatal(err)
 	}
-
-	line := strings.TrimSpace(run(t, d.coreEnv, "proxy", "add", "dmz1", "--address", d.proxyGRPC, "--core-ip", "127.0.0.1"))
-	args, env = say(t, d.dir, []setting{
-		{"grpc-cert", "DEFGUARD_PROXY_GRPC_CERT", d.proxyPair.cert},
-		{"grpc-key", "DEFGUARD_PROXY_GRPC_KEY", d.proxyPair.key}})
-	d.proxy = &process{name: "proxy", log: &buffer{}, args: shellLine(line, args),
-		env: baseEnv(append(env, "SALLYPORT_DATA_DIR="+filepath.Join(d.dir, "proxy"), "SALLYPORT_GRPC_ADDRESS="+d.proxyGRPC,
+	line := strings.TrimSpace(run(t, d.coreEnv, append([]string{"proxy", "add", "dmz1", "--address", d.proxyGRPC, "--core-ip", "127.0.0.1"}, p.addProxy...)...))
+	d.proxy = &process{name: "proxy", log: &buffer{}, args: shellLine(line, p.proxy.args),
+		env: baseEnv(append(p.proxy.env, "SALLYPORT_DATA_DIR="+filepath.Join(d.dir, "proxy"), "SALLYPORT_GRPC_ADDRESS="+d.proxyGRPC,
 			"SALLYPORT_PUBLIC_ADDRESS="+d.public, "SALLYPORT_HEALTH_ADDRESS="+d.health["proxy"])...)}
 	d.proxy.start(t)
 	d.waitReady("proxy")
-
-	args, env = say(t, d.dir, []setting{{"grpc-ca", "DEFGUARD_GRPC_CA", ca.file}})
-	g := d.inviteGateway("office", nil, append(env, "SALLYPORT_UPSTREAM=interop="+startInteropServer(t))...)
-	g.args = shellLine(strings.TrimPrefix(g.args[2], "exec "), args)
-	g.start(t)
-	d.waitReady("office")
-	d.waitRouted(testService, "office")
 	return d
+}
+
+// inviteSaying is inviteGateway for one that serves testService and is told
+// more than the printed line says.
+func (d *deployment) inviteSaying(name string, s said) *process {
+	d.t.Helper()
+	g := d.inviteGateway(name, serveTests, append(slices.Clone(s.env), "SALLYPORT_UPSTREAM=interop="+startInteropServer(d.t))...)
+	g.args = shellLine(strings.TrimPrefix(g.args[2], "exec "), s.args)
+	return g
 }
 
 // shellLine is the line that core printed, with more words.
@@ -235,7 +262,7 @@ func shellLine(line string, more []string) []string {
 	return append([]string{"sh", "-c", `exec ` + line + ` "$@"`, "sh"}, more...)
 }
 
-func (d *filesDeployment) waitAdmin() {
+func (d *deployment) waitAdmin() {
 	d.t.Helper()
 	eventually(d.t, 15*time.Second, "core answers on its admin socket", func() error {
 		if _, errOut, err := tryRun(d.coreEnv, "status"); err != nil {
@@ -245,7 +272,7 @@ func (d *filesDeployment) waitAdmin() {
 	})
 }
 
-func (d *filesDeployment) wantCall(what string) {
+func (d *deployment) wantCall(what string) {
 	d.t.Helper()
 	client := testgrpc.NewTestServiceClient(d.dial())
 	eventually(d.t, 20*time.Second, "a call goes through "+what, func() error {
