@@ -15,6 +15,7 @@ type proxyAdd struct {
 	Address    string   `placeholder:"HOST:PORT" help:"Where core dials it: its gRPC port, 50051 by default. Required."`
 	CoreIP     []string `name:"core-ip" placeholder:"IP|CIDR|NAME|any" help:"Addresses core comes from, as that proxy sees them. Required; may be given again."`
 	ServerName string   `placeholder:"NAME" help:"Name expected in the proxy's outside certificate, if not the host of --address."`
+	GRPCTLS    string   `name:"grpc-tls" placeholder:"MODE" help:"What its gRPC port shows: internal (its identity), files (--grpc-cert there) or acme. Default: files if core has --proxy-grpc-ca, else internal."`
 	Reusable   bool     `help:"The token is good again after a restart, for places without a disk. Needs --ttl."`
 	TTL        period   `name:"ttl" placeholder:"30m" help:"How long the token is good for."`
 	coreFlags
@@ -39,7 +40,7 @@ func (v *proxyAdd) Run(c *cli) error {
 			"give the address that the proxy sees core come from, such as --core-ip 203.0.113.7\nor write --core-ip any if it may come from anywhere")
 	}
 	return addComponent(c, v.coreFlags, v.jsonFlag, &control.AddComponentRequest{
-		Role: "proxy", Name: v.Name, Peers: v.CoreIP, Address: v.Address, ServerName: v.ServerName,
+		Role: "proxy", Name: v.Name, Peers: v.CoreIP, Address: v.Address, ServerName: v.ServerName, GrpcTls: v.GRPCTLS,
 		Reusable: v.Reusable, TtlSeconds: v.TTL.seconds(),
 	})
 }
@@ -49,6 +50,7 @@ type proxySet struct {
 	Address    string   `placeholder:"HOST:PORT" help:"Where core dials it from now on."`
 	CoreIP     []string `name:"core-ip" placeholder:"IP|CIDR|NAME|any" help:"Replace the addresses core comes from."`
 	ServerName string   `placeholder:"NAME" help:"Name expected in its outside certificate."`
+	GRPCTLS    string   `name:"grpc-tls" placeholder:"MODE" help:"What its gRPC port shows from now on: internal, files or acme."`
 	coreFlags
 	jsonFlag
 }
@@ -62,11 +64,11 @@ Example:
 }
 
 func (v *proxySet) Run(c *cli) error {
-	if v.Address == "" && len(v.CoreIP) == 0 && v.ServerName == "" {
-		return wrong("proxy set "+v.Name+": nothing to change was given", "give --address, --core-ip or --server-name")
+	if v.Address == "" && len(v.CoreIP) == 0 && v.ServerName == "" && v.GRPCTLS == "" {
+		return wrong("proxy set "+v.Name+": nothing to change was given", "give --address, --core-ip, --server-name or --grpc-tls")
 	}
 	return setComponent(c, v.coreFlags, v.jsonFlag, &control.SetComponentRequest{
-		Role: "proxy", Name: v.Name, Peers: v.CoreIP, Address: v.Address, ServerName: v.ServerName,
+		Role: "proxy", Name: v.Name, Peers: v.CoreIP, Address: v.Address, ServerName: v.ServerName, GrpcTls: v.GRPCTLS,
 	})
 }
 

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,7 +30,7 @@ type ComponentRecord struct {
 	Serve       []string // gateway: patterns that bound its services; none: first come
 	Address     string   // proxy: HOST:PORT that core dials
 	ServerName  string   // proxy: name expected in an outside certificate
-	GRPCTLS     string   // proxy: what its gRPC port shows, "internal" or "files"; empty counts as internal
+	GRPCTLS     string   // proxy: what its gRPC port shows, "internal", "files" or "acme"; empty: as core's settings say
 	CertNames   []string // gateway: DNS names and addresses for --export-cert
 	Reusable    bool
 	State       string
@@ -99,16 +98,16 @@ func (c *Core) Components(ctx context.Context, role pki.Role) ([]ComponentRecord
 const (
 	grpcInternal = "internal"
 	grpcFiles    = "files"
+	grpcACME     = "acme"
 )
 
 // checkSettings refuses what nothing would act on.
 func (r *ComponentRecord) checkSettings() error {
-	r.GRPCTLS = cmp.Or(r.GRPCTLS, grpcInternal)
 	switch {
-	case r.GRPCTLS != grpcInternal && r.GRPCTLS != grpcFiles:
-		return fmt.Errorf("a gRPC port shows a certificate of the embedded CA (internal) or of files, not %q", r.GRPCTLS)
-	case r.Role == pki.RoleGateway && r.GRPCTLS != grpcInternal:
-		return errors.New("a gateway has no gRPC port that could show a certificate of files")
+	case !slices.Contains([]string{"", grpcInternal, grpcFiles, grpcACME}, r.GRPCTLS):
+		return fmt.Errorf("a gRPC port shows a certificate of the embedded CA (internal), of files or of a public CA (acme), not %q", r.GRPCTLS)
+	case r.Role == pki.RoleGateway && r.GRPCTLS != "":
+		return errors.New("a gateway has no gRPC port that could show a certificate")
 	case r.Role == pki.RoleProxy && len(r.CertNames) > 0:
 		return errors.New("certificate names are for gateways, which export a pair with --export-cert; a proxy has the names it is reached by")
 	}
@@ -209,7 +208,7 @@ func (t *tx) putComponent(r ComponentRecord) error {
 			spki = excluded.spki, not_after = excluded.not_after, version = excluded.version, observed = excluded.observed,
 			cert_names = excluded.cert_names, grpc_tls = excluded.grpc_tls`,
 		r.Role, r.Name, r.Incarnation, r.Parent, text(r.Peers), text(r.Serve), r.Address, r.ServerName, r.Reusable, r.State,
-		nanos(r.Added), nanos(r.Joined), nanos(r.LastSeen), r.SPKI, nanos(r.NotAfter), clean(r.Version, 128), clean(r.Observed, 128), text(r.CertNames), cmp.Or(r.GRPCTLS, grpcInternal))
+		nanos(r.Added), nanos(r.Joined), nanos(r.LastSeen), r.SPKI, nanos(r.NotAfter), clean(r.Version, 128), clean(r.Observed, 128), text(r.CertNames), r.GRPCTLS)
 	return err
 }
 
@@ -265,8 +264,8 @@ func settings(r ComponentRecord) string {
 	if r.ServerName != "" {
 		words = append(words, "server name "+r.ServerName)
 	}
-	if r.GRPCTLS == grpcFiles {
-		words = append(words, "gRPC certificate of files")
+	if r.GRPCTLS != "" {
+		words = append(words, "gRPC certificate "+r.GRPCTLS)
 	}
 	if len(r.CertNames) > 0 {
 		words = append(words, "certificate names "+strings.Join(r.CertNames, " "))

@@ -14,7 +14,7 @@ func TestComponentRoundTrip(t *testing.T) {
 	eachCore(t, func(t *testing.T, c *Core) {
 		want := ComponentRecord{Role: pki.RoleProxy, Name: "dmz1", Peers: []string{"192.0.2.0/24", "core.example"}, Address: "192.0.2.7:50051", ServerName: "edge.example"}
 		got := add(t, c, want, tokenFor("dmz1"))
-		want.Incarnation, want.State, want.Added, want.GRPCTLS = 1, StateInvited, noon, "internal"
+		want.Incarnation, want.State, want.Added = 1, StateInvited, noon
 		if !reflect.DeepEqual(got, want) {
 			t.Errorf("added %+v", got)
 		}
@@ -223,7 +223,7 @@ func TestCertificateSettings(t *testing.T) {
 		for name, err := range map[string]error{
 			"names of a proxy":  set(pki.RoleProxy, "p", func(r *ComponentRecord) { r.CertNames = []string{"x.example"} }),
 			"port of a gateway": set(pki.RoleGateway, "g", func(r *ComponentRecord) { r.GRPCTLS = "files" }),
-			"unknown mode":      set(pki.RoleProxy, "p", func(r *ComponentRecord) { r.GRPCTLS = "acme" }),
+			"unknown mode":      set(pki.RoleProxy, "p", func(r *ComponentRecord) { r.GRPCTLS = "off" }),
 		} {
 			if err == nil {
 				t.Errorf("%s: was set", name)

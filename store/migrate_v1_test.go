@@ -73,7 +73,7 @@ func TestMigrateVersion1(t *testing.T) {
 		t.Fatalf("components %+v, %v", list, err)
 	}
 	for _, r := range list {
-		if r.GRPCTLS != "internal" || r.CertNames != nil {
+		if r.GRPCTLS != "" || r.CertNames != nil {
 			t.Errorf("%s: %+v", r.Label(), r)
 		}
 	}

@@ -1065,7 +1065,7 @@ type Snapshot struct {
 	Revocations           []*Revocation          `protobuf:"bytes,3,rep,name=revocations,proto3" json:"revocations,omitempty"`
 	CoreAddresses         []string               `protobuf:"bytes,4,rep,name=core_addresses,json=coreAddresses,proto3" json:"core_addresses,omitempty"`    // gateways: HOST:PORT to dial; proxies: where core comes from
 	RevocationList        *RevocationList        `protobuf:"bytes,5,opt,name=revocation_list,json=revocationList,proto3" json:"revocation_list,omitempty"` // the signed list behind revocations
-	Listener              *OutsideCertificate    `protobuf:"bytes,6,opt,name=listener,proto3" json:"listener,omitempty"`                                   // gateways: how core's gRPC port presents itself; unset: internal
+	Listener              *OutsideCertificate    `protobuf:"bytes,6,opt,name=listener,proto3" json:"listener,omitempty"`                                   // gateways: how core's gRPC port presents itself; proxies: how core expects theirs to; unset: internal
 	Crl                   []byte                 `protobuf:"bytes,7,opt,name=crl,proto3" json:"crl,omitempty"`                                             // proxies: CRL of the callers' issuer, DER
 	ComponentLifetimeNano int64                  `protobuf:"varint,10,opt,name=component_lifetime_nano,json=componentLifetimeNano,proto3" json:"component_lifetime_nano,omitempty"`
 	CertificateNames      []string               `protobuf:"bytes,11,rep,name=certificate_names,json=certificateNames,proto3" json:"certificate_names,omitempty"` // gateways: names for --export-cert, as core knows them

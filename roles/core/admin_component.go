@@ -50,7 +50,7 @@ func (a *admin) AddComponent(ctx context.Context, in *control.AddComponentReques
 	if err := c.checkMode(string(role)+" add "+clean(in.GetName()), role, in.GetGrpcTls()); err != nil {
 		return nil, err
 	}
-	record := store.ComponentRecord{Role: role, Name: in.GetName(), Reusable: in.GetReusable(), ServerName: in.GetServerName()}
+	record := store.ComponentRecord{Role: role, Name: in.GetName(), Reusable: in.GetReusable(), ServerName: in.GetServerName(), GRPCTLS: in.GetGrpcTls()}
 	what := string(role) + " add " + record.Name
 	if record.Peers, err = peersOf(what, role, in.GetPeers()); err != nil {
 		return nil, err
@@ -72,7 +72,7 @@ func (a *admin) AddComponent(ctx context.Context, in *control.AddComponentReques
 		wish.GRPCTLS, wish.ServerName = c.presents().GetMode(), c.presents().GetServerName()
 	} else {
 		wish.Peers = record.Peers
-		wish.GRPCTLS, wish.ServerName = c.proxyMode(), record.ServerName
+		wish.GRPCTLS, wish.ServerName = c.modeOf(record), record.ServerName
 	}
 	token, err := pki.NewToken(wish, rand.Reader)
 	if err != nil {
@@ -214,6 +214,9 @@ func (a *admin) SetComponent(ctx context.Context, in *control.SetComponentReques
 		}
 		if in.GetServerName() != "" {
 			r.ServerName = in.GetServerName()
+		}
+		if in.GetGrpcTls() != "" {
+			r.GRPCTLS = in.GetGrpcTls()
 		}
 		address, serve := r.Address, r.Serve
 		if in.GetAddress() != "" {

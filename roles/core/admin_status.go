@@ -88,7 +88,7 @@ func (a *admin) componentRow(r store.ComponentRecord) *control.Component {
 		ServerName: r.ServerName, State: r.State, Version: r.Version, JoinedUnix: seconds(r.Joined), LastSeenUnix: seconds(r.LastSeen),
 		CertificateNotAfterUnix: seconds(r.NotAfter), ObservedAddress: r.Observed, CertificateNames: r.CertNames}
 	if r.Role == pki.RoleProxy {
-		row.GrpcTls = a.core.proxyMode()
+		row.GrpcTls = a.core.modeOf(r)
 	}
 	row.Certificates = a.core.expiries.heldBy(r.Label(), time.Now())
 	m := a.core.registry.find(key{r.Role, r.Name})

@@ -9,6 +9,7 @@ import (
 
 	"sallyport/acme/pki"
 	"sallyport/roles/control"
+	"sallyport/roles/link"
 	"sallyport/store"
 )
 
@@ -24,6 +25,9 @@ func (p *publisher) compose(f *facts, r store.ComponentRecord) *control.Snapshot
 	case pki.RoleProxy:
 		s.Crl = f.crl
 		s.CoreAddresses = r.Peers
+		if mode := p.modeOf(r); mode != link.ModeInternal {
+			s.Listener = &control.OutsideCertificate{Mode: mode, ServerName: r.ServerName}
+		}
 		s.Part = &control.Snapshot_Proxy{Proxy: f.proxyPart}
 	case pki.RoleGateway:
 		if p.advertise != "" {

@@ -204,7 +204,7 @@ func newCore(ctx context.Context, s configs.Core, d Deps, db *store.Core, opened
 	c.router = &router{log: d.Log, registry: c.registry, denials: c.denials, calls: relay.NewCallMetrics("core", d.Registry),
 		access: relay.NewAccessLog(d.Log, s.AccessLog), now: time.Now, wait: routeWait, waiting: make(chan struct{}, maxWaiting), held: c.relearning.holds}
 	c.publisher = &publisher{log: d.Log, db: db, ca: c.ca, list: list, crls: c.crls, self: c.self, registry: c.registry, lifetime: s.CertLifetime,
-		demo: s.Demo, advertise: c.advertise, listener: c.presents(), ruling: &c.router.ruling}
+		demo: s.Demo, advertise: c.advertise, listener: c.presents(), modeOf: c.modeOf, ruling: &c.router.ruling}
 	c.publisher.epoch.Store(epoch)
 	c.policy = &policyFile{path: s.PolicyFile, log: d.Log, db: db, publish: c.publisher.publish}
 	c.registrar = &link.Registrar{Adopt: c.adopt, Stored: c.stored, Verifier: c.recoveryVerifier, Renew: c.renew, Recovered: c.recovered,

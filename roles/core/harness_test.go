@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"io"
 	"log/slog"
@@ -421,7 +422,7 @@ type proxy struct {
 // addProxy adds a proxy at core, which dials it and lets it join.
 func (r *running) addProxy(name string) *proxy {
 	r.t.Helper()
-	p := r.inviteProxy(name)()
+	p := r.inviteProxy(name, "", nil)()
 	eventually(r.t, "proxy "+name+" has a relay link", func() error {
 		if l := p.links.Pick(); l == nil {
 			return errors.New(r.component("proxy", name).String())
@@ -431,14 +432,15 @@ func (r *running) addProxy(name string) *proxy {
 	return p
 }
 
-// inviteProxy adds a proxy at core; what it returns starts it.
-func (r *running) inviteProxy(name string) (start func() *proxy) {
+// inviteProxy adds a proxy at core; what it returns starts it. With outside its
+// port shows that certificate, and core is told so.
+func (r *running) inviteProxy(name string, mode string, outside *tls.Certificate) (start func() *proxy) {
 	r.t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	added, err := r.admin.AddComponent(context.Background(), &control.AddComponentRequest{Role: "proxy", Name: name, Peers: []string{"127.0.0.1"}, Address: l.Addr().String()})
+	added, err := r.admin.AddComponent(context.Background(), &control.AddComponentRequest{Role: "proxy", Name: name, Peers: []string{"127.0.0.1"}, Address: l.Addr().String(), GrpcTls: mode})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -468,6 +470,9 @@ func (r *running) inviteProxy(name string) (start func() *proxy) {
 			c.Run(ctx)
 		},
 	}}
+	if outside != nil {
+		port.Outside = func() (*tls.Certificate, error) { return outside, nil }
+	}
 	return func() *proxy {
 		p.running.Go(func() { port.Serve(p.ctx, l) })
 		p.entrance()

@@ -7,6 +7,7 @@ import (
 	"sallyport/acme/pki"
 	"sallyport/roles/control"
 	"sallyport/roles/link"
+	"sallyport/store"
 )
 
 // openPort reads the certificate that the gRPC port shows to the world, and
@@ -37,26 +38,33 @@ func (c *core) presents() *control.OutsideCertificate {
 	return &control.OutsideCertificate{Mode: link.ModeFiles}
 }
 
-// proxyMode is what core expects of its proxies' ports.
-func (c *core) proxyMode() string {
-	if c.anchors != nil {
+// modeOf is what a proxy's gRPC port shows: as its record says, else files if
+// core was told who vouches for them.
+func (c *core) modeOf(r store.ComponentRecord) string {
+	switch {
+	case r.GRPCTLS != "":
+		return r.GRPCTLS
+	case c.anchors != nil:
 		return link.ModeFiles
 	}
 	return link.ModeInternal
 }
 
-// checkMode refuses a proxy whose port would show itself otherwise than core
-// expects it of its proxies.
+// checkMode refuses a mode of a gRPC port that core could not verify.
 func (c *core) checkMode(what string, role pki.Role, mode string) error {
 	switch {
-	case mode == "" || role == pki.RoleProxy && mode == c.proxyMode():
+	case mode == "":
 		return nil
 	case role != pki.RoleProxy:
 		return wrong("%s: --grpc-tls is for proxies, which core dials", what)
-	case mode == link.ModeFiles:
+	case mode == link.ModeInternal:
+		return nil
+	case mode != link.ModeFiles && mode != link.ModeACME:
+		return wrong("%s: --grpc-tls %q: a gRPC port shows internal (its identity), files, or acme", what, clean(mode))
+	case c.anchors == nil:
 		return wrong("%s: core has not been told which CA signs the certificates of its proxies' ports: start it with --proxy-grpc-ca FILE or --proxy-grpc-ca system", what)
 	}
-	return wrong("%s: core was started with --proxy-grpc-ca, so it expects of every proxy that its port shows a certificate of files: leave --grpc-tls out", what)
+	return nil
 }
 
 // recoveryVerifier judges the former certificates of who recovers an identity.

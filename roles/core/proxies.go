@@ -40,8 +40,8 @@ func (p *proxies) kick() {
 
 // proxySpec is what a worker was started for. Another one takes another worker.
 type proxySpec struct {
-	address, serverName string
-	incarnation         uint64
+	address, serverName, mode string
+	incarnation               uint64
 }
 
 type proxyWorker struct {
@@ -75,7 +75,7 @@ func (p *proxies) run(ctx context.Context, draining <-chan struct{}) error {
 func (p *proxies) reconcile(ctx context.Context, workers map[string]*proxyWorker, records []store.ComponentRecord, draining <-chan struct{}) {
 	wanted := map[string]proxySpec{}
 	for _, r := range records {
-		wanted[r.Name] = proxySpec{r.Address, r.ServerName, r.Incarnation}
+		wanted[r.Name] = proxySpec{r.Address, r.ServerName, p.core.modeOf(r), r.Incarnation}
 	}
 	for name, w := range workers {
 		if spec, ok := wanted[name]; !ok || spec != w.spec {
@@ -235,7 +235,11 @@ func (p *proxies) recover(ctx context.Context, r store.ComponentRecord, spec pro
 // that the proxy's port is to show.
 func (p *proxies) diallerTo(r store.ComponentRecord) (link.Dialler, error) {
 	d := p.dialler
-	outside, err := link.OutsideFor(p.core.proxyMode(), r.ServerName, p.core.anchors, "", "--proxy-grpc-ca")
+	mode, anchors := p.core.modeOf(r), p.core.anchors
+	if mode == link.ModeInternal {
+		anchors = nil // they are for those in another mode
+	}
+	outside, err := link.OutsideFor(mode, r.ServerName, anchors, "", "--proxy-grpc-ca")
 	d.Outside = outside
 	return d, err
 }

@@ -2,6 +2,7 @@ package core
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -257,5 +258,51 @@ func TestThePortMayShowFiles(t *testing.T) {
 	}
 	if _, err := r.admin.AddComponent(context.Background(), &control.AddComponentRequest{Role: "proxy", Name: "dmz1", Peers: []string{"any"}, Address: "127.0.0.1:1", GrpcTls: "files"}); err == nil || !strings.Contains(err.Error(), "--proxy-grpc-ca") {
 		t.Errorf("a proxy in mode files was added without its CA: %v", err)
+	}
+}
+
+// TestEachProxyHasItsMode: one core, a proxy whose port shows its identity and
+// one whose port shows a certificate of files, and one that takes the default.
+func TestEachProxyHasItsMode(t *testing.T) {
+	outside := newOutsideCA(t)
+	pair, err := tls.LoadX509KeyPair(outside.cert, outside.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := settings(t)
+	s.ProxyGRPCCA = outside.ca
+	r := start(t, s)
+	connected := func(name, mode string) {
+		t.Helper()
+		eventually(t, name+" is connected", func() error {
+			if m := r.component("proxy", name); m.GetState() != "connected" || m.GetGrpcTls() != mode || m.GetAcknowledgedGeneration() == 0 {
+				return errors.New(m.String())
+			}
+			return nil
+		})
+	}
+	plain := r.inviteProxy("plain", link.ModeInternal, nil)()
+	connected("plain", link.ModeInternal)
+	files := r.inviteProxy("files", link.ModeFiles, &pair)()
+	connected("files", link.ModeFiles)
+	r.inviteProxy("default", "", &pair)()
+	connected("default", link.ModeFiles)
+	for p, want := range map[*proxy]string{plain: "", files: link.ModeFiles} {
+		if snapshot, _ := p.last(); snapshot.GetListener().GetMode() != want {
+			t.Errorf("%s is told that core expects %v", p.name, snapshot.GetListener())
+		}
+	}
+	// What core expects changes with the record, at once.
+	must(r.admin.SetComponent(t.Context(), &control.SetComponentRequest{Role: "proxy", Name: "plain", GrpcTls: link.ModeFiles}))
+	eventually(t, "core takes nothing else", func() error {
+		if m := r.component("proxy", "plain"); m.GetState() == "connected" || m.GetGrpcTls() != link.ModeFiles || m.GetDetail() == "" {
+			return errors.New(m.String())
+		}
+		return nil
+	})
+	must(r.admin.SetComponent(t.Context(), &control.SetComponentRequest{Role: "proxy", Name: "plain", GrpcTls: link.ModeInternal}))
+	connected("plain", link.ModeInternal)
+	if _, err := r.admin.SetComponent(t.Context(), &control.SetComponentRequest{Role: "proxy", Name: "plain", GrpcTls: "off"}); err == nil {
+		t.Error("an unknown mode was taken")
 	}
 }

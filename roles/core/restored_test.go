@@ -19,7 +19,7 @@ import (
 func TestJoinedAfterTheBackup(t *testing.T) {
 	r := start(t, settings(t))
 	token := r.invite("late")
-	startProxy := r.inviteProxy("dmz1")
+	startProxy := r.inviteProxy("dmz1", "", nil)
 	file := r.backup()
 	late := &gateway{member: newMember(t, pki.RoleGateway, "late", r.log), core: r.info.GRPCAddress, seen: make(chan []relay.Field, 1)}
 	if err := late.join(token); err != nil {

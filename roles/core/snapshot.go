@@ -32,7 +32,8 @@ type publisher struct {
 	epoch     atomic.Uint64
 	lifetime  time.Duration               // of components' certificates
 	listener  *control.OutsideCertificate // how the gRPC port presents itself; nil: internal
-	demo      bool                        // the default policy opens the built-in service
+	modeOf    func(store.ComponentRecord) string
+	demo      bool // the default policy opens the built-in service
 	advertise string
 	ruling    *atomic.Pointer[ruling]
 

@@ -95,8 +95,9 @@ type proxy struct {
 	state     readiness
 
 	certificates certificates
-	issued       *issued             // certificates, in mode internal
-	outside      *link.OutsideSource // what the gRPC port shows in mode files, else nil
+	issued       *issued                // certificates, in mode internal
+	outside      *link.OutsideSource    // what the gRPC port shows in mode files, else nil
+	expects      atomic.Pointer[string] // mode of the gRPC port that core was heard to expect last
 	public       *public
 	component    *component
 	own          *ownServices
@@ -162,7 +163,9 @@ func open(s configs.Proxy, d Deps) (*proxy, error) {
 	if p.self, token, err = link.OpenSelf(p.dir(), pki.RoleProxy, s.Join); err != nil {
 		return nil, err
 	}
-	p.token.Store(token)
+	if p.token.Store(token); token != nil {
+		p.compareMode(token.GRPCTLS)
+	}
 	p.end = &link.ComponentEnd{
 		Hello: func() *control.Hello {
 			return &control.Hello{Version: d.Version, Instance: p.instance, Held: p.snapshots.Held(), StartedUnix: p.started.Unix(),

@@ -1,12 +1,14 @@
 package proxy
 
 import (
+	"cmp"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"sync"
 
 	"sallyport/roles/control"
+	"sallyport/roles/link"
 	"sallyport/roles/policy"
 )
 
@@ -55,6 +57,7 @@ func (p *proxy) prepare(s *control.Snapshot) (func(), error) {
 	v.public = sync.OnceValue(func() *excerpt {
 		return v.catalog.excerpt(func(path string) bool { return v.policy.Decide(path, policy.Caller{}).Allowed })
 	})
+	p.compareMode(s.GetListener().GetMode())
 	return func() {
 		// The bundle and the revocations are in force by now.
 		components := p.self.Verifier()
@@ -96,4 +99,15 @@ func (p *proxy) refreshView() {
 	next.callers = &callers{own: former.callers.own, domain: former.callers.domain, foreign: p.foreignAnchors()}
 	p.view.Store(&next)
 	p.changedView()
+}
+
+// compareMode says when core expects another certificate on the gRPC port than
+// this proxy shows: links that are up stay, and none comes after them.
+func (p *proxy) compareMode(expected string) {
+	expected, own := cmp.Or(expected, link.ModeInternal), cmp.Or(p.settings.GRPCTLS, link.ModeInternal)
+	if former := p.expects.Swap(&expected); expected == own || former != nil && *former == expected {
+		return
+	}
+	p.log.Warn("core expects another certificate on the gRPC port than this proxy shows, and cannot dial it anew", "expects", expected, "shows", own,
+		"remedy", "start this proxy with --grpc-tls "+expected+", or run on core: sallyport proxy set "+p.name()+" --grpc-tls "+own)
 }
