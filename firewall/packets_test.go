@@ -81,7 +81,7 @@ func reaches(t *testing.T, h *netns.Host, from, to string) net.Conn {
 		_, err = talk(conn, patience)
 	}
 	if err != nil {
-		t.Errorf("%s does not reach %s: %v", h.Name, to, err)
+		t.Fatalf("%s does not reach %s: %v", h.Name, to, err)
 	}
 	return conn
 }

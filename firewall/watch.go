@@ -59,12 +59,12 @@ func (w Watcher) Run(ctx context.Context) error {
 // watch is the state of a Watcher that runs.
 type watch struct {
 	Watcher
-	seen     fileID
-	trouble  string  // said last, until something goes well
-	wanted   []Rules // what the file said last that was good
-	loaded   string  // the text in the kernel
-	odd      []string
-	compared time.Time
+	seen    fileID
+	trouble string  // said last, until something goes well
+	wanted  []Rules // what the file said last that was good
+	loaded  string  // the text in the kernel
+	odd     []string
+	next    time.Time // when to look at the kernel next
 }
 
 // fileID changes when a file does.
@@ -143,7 +143,7 @@ func (s *watch) load(ctx context.Context, text string) {
 		s.bad(err)
 		return
 	}
-	s.loaded, s.trouble, s.compared = text, "", time.Now()
+	s.loaded, s.trouble, s.next = text, "", time.Now().Add(s.Compare)
 	for _, r := range s.wanted {
 		s.Say(false, "%s: loaded generation %d, %s", r.role, r.generation, r.Summary())
 		for _, warning := range r.Warnings() {
@@ -157,11 +157,12 @@ func (s *watch) load(ctx context.Context, text string) {
 
 // compare forgets what is loaded where the kernel no longer has it.
 func (s *watch) compare(ctx context.Context) {
-	if time.Since(s.compared) < s.Compare {
+	begin := time.Now()
+	if begin.Before(s.next) {
 		return
 	}
-	s.compared = time.Now()
 	lines, err := s.drift(ctx)
+	s.next = time.Now().Add(max(s.Compare, 50*time.Since(begin))) // at most a fiftieth of the time
 	if err != nil {
 		s.bad(err)
 		return
