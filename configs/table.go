@@ -113,7 +113,7 @@ func (s setting) environValue(environ map[string]string) ([]string, bool) {
 	if !s.list {
 		return []string{text}, true
 	}
-	if s.kind == "methods" || s.kind == "peers" || s.kind == "cidrs" || s.kind == "limits" {
+	if s.kind == "methods" || s.kind == "peers" || s.kind == "cidrs" || s.kind == "limits" || s.kind == "origins" {
 		text = strings.ReplaceAll(text, ",", " ")
 	}
 	return strings.Fields(text), true

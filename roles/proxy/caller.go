@@ -19,6 +19,7 @@ type client struct {
 	source netip.AddrPort
 	from   *source             // whose share its calls are of
 	secure bool                // TLS ended here
+	http1  bool                // it speaks HTTP/1.1
 	front  bool                // it is a trusted front, and says whom it brings
 	name   string              // source as components tell each other: the bare address
 	chain  []*x509.Certificate // the client certificate it proved to hold, or nil

@@ -86,6 +86,7 @@ func (h *http1) close() {
 // serve takes a client's connection until it ends.
 func (h *http1) serve(ctx context.Context, nc net.Conn, peer *client) {
 	nc.SetDeadline(time.Time{})
+	peer.http1 = true
 	c := &http1Conn{Conn: nc, public: h.public, peer: peer, ended: make(chan struct{})}
 	defer c.carried.Wait()
 	protocols := new(http.Protocols)

@@ -12,6 +12,7 @@ import (
 type edgeMetrics struct {
 	connections prometheus.Counter
 	handshakes  *prometheus.CounterVec
+	web         *prometheus.CounterVec
 }
 
 // newEdgeMetrics registers them, and the counters of the relay, unless reg is nil.
@@ -25,11 +26,15 @@ func newEdgeMetrics(reg prometheus.Registerer, frames *relay.Metrics) (*edgeMetr
 			Name: "sallyport_edge_refused_connections_total",
 			Help: "Connections to the public port that came to nothing, by cause.",
 		}, []string{"cause"}),
+		web: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sallyport_edge_web_calls_total",
+			Help: "Calls by gRPC-Web, by version of HTTP.",
+		}, []string{"http"}),
 	}
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.connections, m.handshakes, relay.NewCollector("proxy", frames)} {
+	for _, c := range []prometheus.Collector{m.connections, m.handshakes, m.web, relay.NewCollector("proxy", frames)} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("metrics: %w", err)
 		}

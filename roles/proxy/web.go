@@ -32,6 +32,11 @@ var varyOrigin = relay.Field{Name: "vary", Value: "origin"}
 // the browser. A page whose origin is not allowed gets no call through: its
 // browser would not send one without a preflight, so it is none, or lies.
 func (p *proxy) web(c *relay.Call) ([]relay.Field, *relay.Violation) {
+	version := "2"
+	if c.Peer().(*client).http1 {
+		version = "1.1"
+	}
+	p.edge.web.WithLabelValues(version).Inc()
 	origin, from := p.origin(c)
 	switch from {
 	case fromAllowed:
