@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -343,9 +344,10 @@ func TestCompromisedCA(t *testing.T) {
 }
 
 // TestAbsenceAndClones: with certificates of one minute, a gateway and a proxy
-// that were down until theirs had ended recover by themselves; a copy of a
-// gateway is refused with an alarm, and so is the original when the copy has
-// renewed first.
+// that were down until theirs had ended recover by themselves, and so do a
+// gateway and a proxy on hosts that slept; a copy of a gateway is refused with
+// an alarm, also when its certificate has ended, and so is the original when
+// the copy has renewed first.
 func TestAbsenceAndClones(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes more than a minute; not with -short")
@@ -359,6 +361,12 @@ func TestAbsenceAndClones(t *testing.T) {
 
 	original := d.addGateway("original", []string{"--serve", "acme.a.*"})
 	victim := d.addGateway("victim", []string{"--serve", "acme.b.*"})
+	third := d.addGateway("third", []string{"--serve", "acme.c.*"})
+	sleeper := d.addGateway("sleeper", []string{"--serve", "acme.d.*"})
+	sleepingEdge, public := d.inviteProxy("dmz-sleeper")
+	sleepingEdge.start(t)
+	d.waitReady("dmz-sleeper")
+	d.waitState("proxy", "dmz-sleeper", "connected")
 	// clone copies the disk of a gateway that is stopped.
 	clone := func(of *process) *process {
 		t.Helper()
@@ -372,12 +380,19 @@ func TestAbsenceAndClones(t *testing.T) {
 		d.gateways[name] = p
 		return p
 	}
-	original.stop(t, 20*time.Second)
-	victim.stop(t, 20*time.Second)
+	for _, p := range []*process{original, victim, third} {
+		p.stop(t, 20*time.Second)
+	}
 	originalEnds, victimEnds := d.component("gateway", "original").NotAfter, d.component("gateway", "victim").NotAfter
-	copied, copyFirst := clone(original), clone(victim)
+	thirdEnds := d.component("gateway", "third").NotAfter
+	copied, copyFirst, copyLate := clone(original), clone(victim), clone(third)
 	original.start(t)
 	copyFirst.start(t)
+	third.start(t)
+	for _, p := range []*process{sleeper, sleepingEdge} {
+		p.cmd.Process.Signal(syscall.SIGSTOP)
+	}
+	sleeperEnds, edgeEnds := d.component("gateway", "sleeper").NotAfter, d.component("proxy", "dmz-sleeper").NotAfter
 	office.stop(t, 20*time.Second)
 	d.proxy.stop(t, 20*time.Second)
 	officeEnds, proxyEnds := d.component("gateway", "office").NotAfter, d.component("proxy", "dmz1").NotAfter
@@ -413,19 +428,37 @@ func TestAbsenceAndClones(t *testing.T) {
 	alarmed(victim, "victim")
 
 	// The two that were down all the time.
-	time.Sleep(max(0, time.Until(officeEnds.Add(2*time.Second)), time.Until(proxyEnds.Add(2*time.Second))))
+	for _, ends := range []time.Time{officeEnds, proxyEnds, thirdEnds, sleeperEnds, edgeEnds} {
+		time.Sleep(time.Until(ends.Add(2 * time.Second)))
+	}
 	for _, c := range [][2]string{{"gateway", "office"}, {"proxy", "dmz1"}} {
 		if m := d.component(c[0], c[1]); m.State == "connected" || time.Now().Before(m.NotAfter) {
 			t.Fatalf("%s has not been away until its certificate ended: %+v", c[1], m)
 		}
 	}
+	for _, c := range [][2]string{{"gateway", "sleeper"}, {"proxy", "dmz-sleeper"}} {
+		if m := d.component(c[0], c[1]); m.State == "connected" {
+			t.Errorf("%s sleeps and counts as connected: %+v", c[1], m)
+		}
+	}
 	office.start(t)
 	d.proxy.start(t)
-	callsGoThrough(t, client, "when both are back")
-	for _, who := range []string{"office", "dmz1"} {
-		waitLog(t, d.core, "recovered its identity", who)
+	for _, p := range []*process{sleeper, sleepingEdge} {
+		p.cmd.Process.Signal(syscall.SIGCONT)
 	}
-	for _, c := range [][2]string{{"gateway", "office"}, {"proxy", "dmz1"}} {
+	callsGoThrough(t, client, "when both are back")
+	callsGoThrough(t, d.clientAt(public), "the edge that slept")
+	for _, who := range []string{"office", "dmz1", "sleeper", "dmz-sleeper"} {
+		waitLog(t, d.core, "recovered its identity", `"`+who+`"`)
+	}
+
+	// A copy whose certificate has ended: of a key that is superseded.
+	renewed("third", thirdEnds)
+	alarmed(copyLate, "third")
+	if c := d.component("gateway", "third"); c.State != "connected" {
+		t.Errorf("third does not go on: %+v", c)
+	}
+	for _, c := range [][2]string{{"gateway", "office"}, {"proxy", "dmz1"}, {"gateway", "sleeper"}, {"proxy", "dmz-sleeper"}} {
 		d.waitState(c[0], c[1], "connected")
 		often(t, 10*time.Second, c[1]+" has another certificate", func() error {
 			if m := d.component(c[0], c[1]); time.Now().After(m.NotAfter) {
