@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"sallyport/configs"
+	"sallyport/firewall"
 	"sallyport/roles/core"
 	"sallyport/roles/gateway"
 	"sallyport/roles/proxy"
@@ -107,13 +108,14 @@ func (p *process) runAll(ctx context.Context) error {
 	defer stopInner()
 	defer stopEdge()
 	s := p.settings
+	files := p.firewallFiles()
 
 	coreUp := make(chan core.Info, 1)
 	if s.Core != nil {
 		group.Go(func() error {
 			return p.ended(inner, "core", core.Run(inner, *s.Core, core.Deps{
 				Log: p.logOf("core"), Version: version(), Registry: p.metrics, Ready: p.readyOf("core"),
-				Started: func(i core.Info) { coreUp <- i },
+				Started: func(i core.Info) { coreUp <- i }, Firewall: files[configs.RoleCore],
 			}))
 		})
 	}
@@ -130,7 +132,7 @@ func (p *process) runAll(ctx context.Context) error {
 				return nil
 			}
 		}
-		return p.runOthers(edge, inner, group, up, adopted)
+		return p.runOthers(edge, inner, group, up, adopted, files[configs.RoleProxy])
 	})
 	group.Go(func() error {
 		select {
@@ -153,7 +155,7 @@ func (p *process) runAll(ctx context.Context) error {
 
 // runOthers starts what may need the core of this process, and returns when
 // the proxy has ended.
-func (p *process) runOthers(edge, inner context.Context, group *errgroup.Group, up *core.Info, adopted func()) error {
+func (p *process) runOthers(edge, inner context.Context, group *errgroup.Group, up *core.Info, adopted func(), file *firewall.File) error {
 	s := p.settings
 	if up != nil {
 		if err := p.adoptOwn(edge, *up); err != nil {
@@ -176,11 +178,33 @@ func (p *process) runOthers(edge, inner context.Context, group *errgroup.Group, 
 		return nil
 	}
 	return p.ended(edge, "proxy", proxy.Run(edge, *s.Proxy, proxy.Deps{
-		Log: p.logOf("proxy"), Version: version(), Registry: p.metrics, Ready: p.readyOf("proxy"),
+		Log: p.logOf("proxy"), Version: version(), Registry: p.metrics, Ready: p.readyOf("proxy"), Firewall: file,
 		Started: func(i proxy.Info) {
 			p.logOf("proxy").Info("proxy is up", "public", i.PublicAddress, "grpc", i.GRPCAddress)
 		},
 	}))
+}
+
+// firewallFiles are the data files that the roles write, one shared where both
+// write the same.
+func (p *process) firewallFiles() map[configs.Role]*firewall.File {
+	paths := map[configs.Role]string{}
+	if s := p.settings.Core; s != nil {
+		paths[configs.RoleCore] = s.FirewallFile
+	}
+	if s := p.settings.Proxy; s != nil {
+		paths[configs.RoleProxy] = s.FirewallFile
+	}
+	files := map[configs.Role]*firewall.File{}
+	if c, e := paths[configs.RoleCore], paths[configs.RoleProxy]; c == e && c != "" {
+		files[configs.RoleCore] = firewall.NewFile(c, configs.RoleCore, configs.RoleProxy)
+		files[configs.RoleProxy] = files[configs.RoleCore]
+		return files
+	}
+	for role, path := range paths {
+		files[role] = firewall.NewFile(path, role)
+	}
+	return files
 }
 
 // ended is how a role's end counts: one that was not asked to end has failed.

@@ -119,6 +119,7 @@ func TestJoinRefusals(t *testing.T) {
 		})
 	})
 	t.Run("removed gateway", func(t *testing.T) {
+		run(t, d.coreEnv, "gateway", "add", "neighbour", "--ip", "127.0.0.1") // the port stays open to the address
 		run(t, d.coreEnv, "gateway", "rm", "office")
 		waitLog(t, d.gateways["office"], "removed", "gateway add office")
 		waitLog(t, d.gateways["office"], "revoked", "add it again")

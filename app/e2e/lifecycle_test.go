@@ -100,7 +100,8 @@ func TestRevocationCuts(t *testing.T) {
 		}
 	}
 	t.Logf("100 streams were cut %v after the verb was started", time.Since(began))
-	waitLog(t, d.gateways["office"], "revoked", "add it again")
+	waitLog(t, d.gateways["office"], "removed", "gateway add office")
+	waitLog(t, d.gateways["office"], "closed to the address")
 
 	// The name may be used again, by its next incarnation.
 	d.gateways["office"].kill()

@@ -214,7 +214,7 @@ func TestSecretsStayWhereTheyBelong(t *testing.T) {
 		t.Fatalf("%d private keys in the files of three components", n)
 	}
 	run(t, d.coreEnv, "gateway", "rm", "office")
-	waitLog(t, first, "revoked")
+	waitLog(t, first, "removed")
 	first.kill()
 	if err := os.RemoveAll(filepath.Join(d.dir, "office")); err != nil {
 		t.Fatal(err)

@@ -88,6 +88,8 @@ func (a *admin) AddComponent(ctx context.Context, in *control.AddComponentReques
 	c.log.Info("component was added", "role", role, "name", added.Name, "incarnation", added.Incarnation, "actor", actor(ctx))
 	if role == pki.RoleProxy {
 		c.proxies.kick()
+	} else if err := c.publisher.publish(ctx); err != nil { // its addresses count from now on
+		c.log.Error("the gateway's addresses are not taken into the set yet; core tries again within a minute", "gateway", added.Name, "cause", err)
 	}
 	return &control.AddComponentResponse{Component: a.componentRow(added), Token: token.String(), ExpiresUnix: token.Expires.Unix(),
 		Command: startCommand(added, token.String())}, nil

@@ -63,6 +63,7 @@ import (
 
 	"sallyport/acme/pki"
 	"sallyport/configs"
+	"sallyport/firewall"
 	"sallyport/roles/control"
 	"sallyport/roles/link"
 	"sallyport/roles/relay"
@@ -76,6 +77,7 @@ type Deps struct {
 	Registry prometheus.Registerer // nil: metrics are kept and shown nowhere
 	Ready    func(err error)       // nil error: ready; called on every change
 	Started  func(Info)            // called once, when every listener is open
+	Firewall *firewall.File        // gets the addresses of the gateways; nil: they are written nowhere
 }
 
 // Info says where a running core is.
@@ -118,6 +120,7 @@ type core struct {
 	proxies    *proxies
 	policy     *policyFile
 	relearning *relearning
+	peers      *peers
 	renewals   *rates // by components
 	rotation   *rotation
 	alerts     *alerts
@@ -200,11 +203,12 @@ func newCore(ctx context.Context, s configs.Core, d Deps, db *store.Core, opened
 	c.expiries = newExpiries(c)
 	c.backupDue = make(chan struct{}, 1)
 	c.registry = newRegistry()
+	c.peers = newPeers(d.Log, s.NoPeerCheck)
 	c.denials = newDenials(db, d.Log)
 	c.router = &router{log: d.Log, registry: c.registry, denials: c.denials, calls: relay.NewCallMetrics("core", d.Registry),
 		access: relay.NewAccessLog(d.Log, s.AccessLog), now: time.Now, wait: routeWait, waiting: make(chan struct{}, maxWaiting), held: c.relearning.holds}
 	c.publisher = &publisher{log: d.Log, db: db, ca: c.ca, list: list, crls: c.crls, self: c.self, registry: c.registry, lifetime: s.CertLifetime,
-		demo: s.Demo, advertise: c.advertise, listener: c.presents(), modeOf: c.modeOf, ruling: &c.router.ruling}
+		demo: s.Demo, advertise: c.advertise, listener: c.presents(), modeOf: c.modeOf, ruling: &c.router.ruling, peers: c.peers}
 	c.publisher.epoch.Store(epoch)
 	c.policy = &policyFile{path: s.PolicyFile, log: d.Log, db: db, publish: c.publisher.publish}
 	c.registrar = &link.Registrar{Adopt: c.adopt, Stored: c.stored, Verifier: c.recoveryVerifier, Renew: c.renew, Recovered: c.recovered,
@@ -238,7 +242,7 @@ func (c *core) run(ctx context.Context, d Deps, listener, socket net.Listener) e
 	c.router.stopped = hard.Done()
 	hs := health.NewServer()
 	hs.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
-	port := &link.Port{Self: c.self, Log: c.log, Expect: pki.RoleGateway, JoinKey: c.joinKey, Check: c.check, Recover: c.registrar.ServeRecover, Health: hs,
+	port := &link.Port{Self: c.self, Log: c.log, Expect: pki.RoleGateway, JoinKey: c.joinKey, Admit: c.peers.admit, Check: c.check, Recover: c.registrar.ServeRecover, Health: hs,
 		Handlers: map[string]link.Handler{link.ALPNJoin: c.serveJoin, link.ALPNControl: c.serveControl, link.ALPNRelay: c.serveRelay}}
 	if c.outside != nil {
 		port.Outside = c.outside.Certificate
@@ -247,8 +251,10 @@ func (c *core) run(ctx context.Context, d Deps, listener, socket net.Listener) e
 	if c.anchors != nil {
 		group.Go(func() error { return c.anchors.Run(hard) })
 	}
+	c.peers.port.Store(port)
 	admin := &admin{core: c}
 
+	group.Go(func() error { return c.keepPeers(hard, port, d.Firewall) })
 	group.Go(func() error { return port.Serve(hard, relay.Listen(listener)) })
 	group.Go(func() error { return admin.serve(hard, socket) })
 	group.Go(func() error { return c.proxies.run(hard, ctx.Done()) })

@@ -40,6 +40,9 @@ func (c *core) serveRelay(ctx context.Context, conn *link.Conn) {
 		return
 	}
 	defer g.forget(l)
+	if refusal, _ := c.peers.judge(g.key, conn.Peer.Remote.Addr(), "the identity"); refusal != nil {
+		return // its addresses changed since the handshake, and who cut its links did not see this one
+	}
 	ended := make(chan struct{})
 	defer close(ended)
 	c.running.Go(func() { c.keepTenure(ctx, l, conn, nil, ended) })

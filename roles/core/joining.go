@@ -21,6 +21,9 @@ func (c *core) adopt(ctx context.Context, a link.JoinAttempt) (*control.JoinGran
 	if refusal := c.judgeRole(ctx, a); refusal != nil {
 		return nil, refusal
 	}
+	if refusal := c.judgeSource(ctx, a.TokenKey, a.Role, a.Source); refusal != nil {
+		return nil, refusal
+	}
 	if refusal := c.mayIssue(); refusal != nil {
 		return nil, refusal
 	}
@@ -136,8 +139,22 @@ func (c *core) judgeToken(ctx context.Context, public ed25519.PublicKey, role pk
 
 // joinKey says what core thinks of a bootstrap key, for a newcomer that asks
 // why it was refused.
-func (c *core) joinKey(public ed25519.PublicKey) *pki.Refusal {
-	return c.judgeToken(context.Background(), public, pki.RoleGateway)
+func (c *core) joinKey(public ed25519.PublicKey, from netip.AddrPort) *pki.Refusal {
+	if refusal := c.judgeToken(context.Background(), public, pki.RoleGateway); refusal != nil {
+		return refusal
+	}
+	return c.judgeSource(context.Background(), public, pki.RoleGateway, from)
+}
+
+// judgeSource refuses a gateway's token that is used from an address that is
+// not that gateway's. What else is wrong with a token, others say.
+func (c *core) judgeSource(ctx context.Context, public ed25519.PublicKey, role pki.Role, from netip.AddrPort) *pki.Refusal {
+	token, err := c.db.TokenByKey(ctx, public)
+	k := key{role, token.Name}
+	if err != nil || token.Role != role || !token.Withdrawn.IsZero() || role == pki.RoleGateway && !c.peers.set.View().Knows(ownerOf(k)) {
+		return nil
+	}
+	return c.checkAddress(ctx, k, from, "the join token", public)
 }
 
 // stored hears that a newcomer has its identity on disk.

@@ -127,6 +127,7 @@ func TestAnInvitedComponentHasNoIdentity(t *testing.T) {
 
 func TestWhyATokenIsRefused(t *testing.T) {
 	r := start(t, settings(t))
+	r.invite("neighbour") // its address keeps the port open to those that are removed
 	// Of a component that was removed again.
 	token := r.invite("orders")
 	if _, err := r.admin.RemoveComponent(context.Background(), &control.RemoveComponentRequest{Role: "gateway", Name: "orders"}); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -251,7 +252,7 @@ func TestRollbackFromEachPhase(t *testing.T) {
 func TestCompromisedLeavesNothing(t *testing.T) {
 	r, g, p := rig(t, time.Hour)
 	own := g.self.Credentials()
-	peer := link.Peer{ID: own.ID, Incarnation: 1, Chain: own.Chain}
+	peer := link.Peer{ID: own.ID, Incarnation: 1, Chain: own.Chain, Remote: netip.MustParseAddrPort("127.0.0.1:1")}
 	if refusal := r.admin.(*admin).core.check(link.ALPNControl, peer); refusal != nil {
 		t.Fatal(refusal)
 	}

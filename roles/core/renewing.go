@@ -23,6 +23,10 @@ func (c *core) renew(ctx context.Context, a link.RenewAttempt) (*control.JoinGra
 	if ca.Disowned(a.Holder) {
 		return nil, refuseDisowned(k)
 	}
+	holder := pki.SPKI(a.Holder)
+	if refusal := c.checkAddress(ctx, k, a.Source, "the identity", holder[:]); refusal != nil {
+		return nil, refusal
+	}
 	if refusal := c.mayIssue(); refusal != nil {
 		return nil, refusal
 	}

@@ -224,6 +224,7 @@ func TestACloneIsRefusedWithAnAlarm(t *testing.T) {
 func TestTheListOutlivesTheDatabase(t *testing.T) {
 	s := settings(t)
 	r := start(t, s)
+	r.invite("neighbour") // its address keeps the port open to those that are removed
 	g := r.addGateway("orders")
 	older := s.DataDir + "/older.db"
 	if err := r.admin.(*admin).core.db.Snapshot(context.Background(), older); err != nil {

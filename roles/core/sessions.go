@@ -65,6 +65,9 @@ func (c *core) check(alpn string, peer link.Peer) *pki.Refusal {
 		return &pki.Refusal{Code: pki.CodeRevoked, Cause: fmt.Sprintf("the certificate is of incarnation %d of %s, which is now in incarnation %d", peer.Incarnation, k, r.Incarnation),
 			Remedy: fmt.Sprintf("the component was removed and added again: start it with the new token, or remove and add it once more (sallyport %s rm %s)", k.role, k.name)}
 	}
+	if refusal := c.checkAddress(context.Background(), k, peer.Remote, "the identity", proofOf(peer)); refusal != nil {
+		return refusal
+	}
 	return c.judgeKey(context.Background(), peer, false)
 }
 

@@ -36,6 +36,7 @@ type publisher struct {
 	demo      bool // the default policy opens the built-in service
 	advertise string
 	ruling    *atomic.Pointer[ruling]
+	peers     *peers
 
 	mu      sync.Mutex // one publication at a time; guards what follows
 	version uint64     // of parsed
@@ -115,6 +116,7 @@ func (p *publisher) publishLocked(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	p.peers.follow(f.components)
 	if err := p.readAuthority(ctx, f); err != nil {
 		return err
 	}

@@ -101,6 +101,9 @@ func (s *componentSession) run() error {
 	stop := s.greet()
 	defer stop()
 	hello := s.owner.Hello()
+	if hello.Port != nil {
+		hello.Port.ObservedAddress = s.conn.Peer.Remote.Addr().String()
+	}
 	if s.owner.Certificates != nil {
 		hello.Certificates = s.owner.Certificates()
 		s.reported = sumOf(hello.Certificates)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -146,6 +147,7 @@ func (s *Session) hello(h *control.Hello) *pki.Refusal {
 	copy(s.Instance[:], h.GetInstance())
 	h.Version = printable(h.GetVersion(), 64)
 	h.Certificates = cleanCertificates(h.GetCertificates())
+	cleanPort(h.GetPort())
 	s.Hello = h
 	s.state.LastSeen = s.Started
 	if h.GetHeld().GetEpoch() != 0 {
@@ -243,6 +245,22 @@ func (s *Session) frame(f *control.Frame) *pki.Refusal {
 	}
 	// Frames that a newer component may send are not ours to understand.
 	return nil
+}
+
+// cleanPort makes of what a proxy says of its port something fit to be shown.
+func cleanPort(p *control.PortReport) {
+	if p == nil {
+		return
+	}
+	if a, err := netip.ParseAddr(p.GetObservedAddress()); err != nil || a.Zone() != "" {
+		p.ObservedAddress = ""
+	} else {
+		p.ObservedAddress = a.Unmap().String()
+	}
+	p.CoreIps = p.GetCoreIps()[:min(len(p.GetCoreIps()), maxReported)]
+	for i, s := range p.CoreIps {
+		p.CoreIps[i] = printable(s, 256)
+	}
 }
 
 // maxReported bounds the certificates that one component reports.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -114,7 +115,7 @@ func (d *Dialler) connect(ctx context.Context, address, alpn string, want pki.Ex
 }
 
 func (d *Dialler) handshake(ctx context.Context, nc net.Conn, address, alpn string, want pki.Expect) (*Conn, error) {
-	hs := &dialHandshake{dialler: d, alpn: alpn, want: want, self: d.self().state.Load(), peer: Peer{Remote: remoteOf(nc), Begun: time.Now()}}
+	hs := &dialHandshake{dialler: d, alpn: alpn, want: want, self: d.self().state.Load(), peer: Peer{Remote: remoteOf(nc), Begun: time.Now()}, local: addressOf(nc.LocalAddr())}
 	c := baseConfig(alpn)
 	c.InsecureSkipVerify = true // all checks are in VerifyConnection
 	c.VerifyConnection = hs.verify
@@ -177,7 +178,8 @@ type dialHandshake struct {
 	own     *x509.Certificate
 	theirs  *x509.Certificate
 	peer    Peer
-	host    string       // that was dialled
+	host    string // that was dialled
+	local   netip.AddrPort
 	refusal *pki.Refusal // ours
 }
 
@@ -291,6 +293,9 @@ func (h *dialHandshake) explain(ctx context.Context, err error) error {
 			return &refusedThere{&pki.Refusal{Code: pki.CodeNoCommonProtocol,
 				Cause:  fmt.Sprintf("the server does not speak %s", h.alpn),
 				Remedy: "check address and port (the gRPC port, not the public one), and that both sides run versions that work together"}}
+		}
+		if remote.Err.Error() == tls.AlertError(49).Error() {
+			return refuseDeniedAddress(h.want.Role, h.local)
 		}
 		return &refusedThere{&pki.Refusal{Code: pki.CodeRefusedByPeer,
 			Cause:  "the other side refused this component's certificate: " + remote.Err.Error(),

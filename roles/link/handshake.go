@@ -255,7 +255,7 @@ func (p *Port) joinVerdict(token *pki.Token, peer *Peer) *pki.Refusal {
 		return refuseNotBootstrap()
 	}
 	if p.JoinKey != nil {
-		return p.JoinKey(peer.BootstrapKey)
+		return p.JoinKey(peer.BootstrapKey, peer.Remote)
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -159,8 +160,8 @@ func (c *ca) registrar(log *slog.Logger) *Registrar {
 	}}
 }
 
-func (c *ca) joinKey(role pki.Role) func(ed25519.PublicKey) *pki.Refusal {
-	return func(key ed25519.PublicKey) *pki.Refusal {
+func (c *ca) joinKey(role pki.Role) func(ed25519.PublicKey, netip.AddrPort) *pki.Refusal {
+	return func(key ed25519.PublicKey, _ netip.AddrPort) *pki.Refusal {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		_, r := c.judge(key, role)

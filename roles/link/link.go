@@ -89,8 +89,9 @@ func expiryOf(leaves ...*x509.Certificate) time.Time {
 
 // remoteOf is the peer's address, IPv4 as IPv4 and without zone, or the zero
 // value for connections that are not IP.
-func remoteOf(c net.Conn) netip.AddrPort {
-	a := c.RemoteAddr()
+func remoteOf(c net.Conn) netip.AddrPort { return addressOf(c.RemoteAddr()) }
+
+func addressOf(a net.Addr) netip.AddrPort {
 	if a == nil {
 		return netip.AddrPort{}
 	}

@@ -42,10 +42,12 @@ type Port struct {
 
 	// JoinKey, at core, is what core thinks of a bootstrap key; nil accepts.
 	// Only Why asks it: the Join RPC decides by Registrar.Adopt.
-	JoinKey func(ed25519.PublicKey) *pki.Refusal
+	JoinKey func(key ed25519.PublicKey, from netip.AddrPort) *pki.Refusal
 
-	// Admit decides by address alone, before the first byte is read. Nil admits.
-	Admit func(netip.AddrPort) bool
+	// Admit decides by address alone, before the first byte is read, and again
+	// about open connections at Recheck. A refused connection is told by a TLS
+	// alert (access_denied) and closed. Nil admits.
+	Admit func(netip.AddrPort) *pki.Refusal
 
 	// Check runs after the handshake, when the peer has proven that it holds
 	// the key of its verified identity: the registry of components, its peer
@@ -79,6 +81,8 @@ type Port struct {
 	bySource   map[netip.Prefix]int     // how many of them, per source
 	open       map[string]int           // accepted connections, per kind and per kind and peer
 	rates      map[string]*rate.Limiter // of new ones, per kind and identity or token
+
+	admission admission
 }
 
 // unfinished is a connection whose handshake is running.
@@ -163,10 +167,7 @@ func (p *Port) Serve(ctx context.Context, l net.Listener) error {
 		}
 		pause = 5 * time.Millisecond
 		remote := remoteOf(nc)
-		if p.Admit != nil && !p.Admit(remote) {
-			p.refusals.note(remote, "", &pki.Refusal{Code: "address_not_a_peer", Cause: "a connection from an address that is no peer of this port",
-				Remedy: "if a component lives there, add the address to its --ip (gateway) or --core-ip (proxy)"})
-			nc.Close()
+		if !p.admits(nc, remote) {
 			continue
 		}
 		hs, displaced := p.begin(nc, remote)
@@ -232,6 +233,11 @@ func (p *Port) endLocked(hs *unfinished) {
 func (p *Port) connection(ctx context.Context, hs *unfinished) {
 	nc := hs.nc
 	defer nc.Close()
+	if !p.watch(nc, hs.remote) {
+		p.end(hs)
+		return
+	}
+	defer p.unwatch(nc)
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
 	conn, err := p.handshake(ctx, nc, hs.remote)
 	p.end(hs)

@@ -3,8 +3,11 @@ package link
 import (
 	"context"
 	"crypto/tls"
+	"errors"
+	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -303,15 +306,73 @@ func TestAdmit(t *testing.T) {
 	var log logged
 	var admit atomic.Bool
 	p := corePort(c, &log)
-	p.Admit = func(a netip.AddrPort) bool { return a.Addr().IsLoopback() && admit.Load() }
-	addr := listen(t, p)
-	if _, err := gatewayDial(t, c.self(pki.RoleGateway, "one"), addr, ALPNControl); err == nil {
-		t.Fatal("admitted")
+	p.Admit = func(a netip.AddrPort) *pki.Refusal {
+		if a.Addr().IsLoopback() && admit.Load() {
+			return nil
+		}
+		return &pki.Refusal{Code: CodeAddress, Cause: a.Addr().String() + " is no peer", Remedy: "add it"}
 	}
-	log.awaits(t, "refused a connection", "code=address_not_a_peer", "remedy=")
+	addr := listen(t, p)
+	_, err := gatewayDial(t, c.self(pki.RoleGateway, "one"), addr, ALPNControl)
+	if r, ok := pki.AsRefusal(err); !ok || r.Code != CodeAddress || !strings.Contains(r.Cause, "127.0.0.1") || !strings.Contains(r.Remedy, "gateway set NAME --ip") {
+		t.Fatalf("the refused dialler hears %v", err)
+	}
+	log.awaits(t, "refused a connection", "code=address_not_a_peer", "127.0.0.1 is no peer", "remedy=")
+	if n := p.RefusedByAddress(); n != 1 {
+		t.Fatalf("%d connections counted as refused by address", n)
+	}
 	admit.Store(true)
 	if _, err := gatewayDial(t, c.self(pki.RoleGateway, "one"), addr, ALPNControl); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestRecheck: what is open when its address stops being a peer's is closed,
+// in every state: before the first byte, without an identity, and with one.
+func TestRecheck(t *testing.T) {
+	c := newCA(t)
+	var log logged
+	var closed atomic.Bool
+	p := corePort(c, &log)
+	p.Admit = func(netip.AddrPort) *pki.Refusal {
+		if closed.Load() {
+			return &pki.Refusal{Code: CodeAddress, Cause: "it left", Remedy: "none"}
+		}
+		return nil
+	}
+	addr := listen(t, p)
+	silent, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	conns := []net.Conn{silent}
+	for _, alpn := range []string{ALPNControl, ALPNRenew} {
+		conn, err := gatewayDial(t, c.self(pki.RoleGateway, "one"), addr, alpn)
+		if err != nil {
+			t.Fatal(alpn, err)
+		}
+		conns = append(conns, conn.NetConn())
+	}
+	for p.Recheck(); len(p.watched()) < len(conns); time.Sleep(time.Millisecond) { // the silent one may still be in the queue
+	}
+	if n := p.Recheck(); n != 0 {
+		t.Fatalf("%d closed while all are peers", n)
+	}
+	closed.Store(true)
+	if n := p.Recheck(); n != len(conns) {
+		t.Fatalf("%d of %d closed", n, len(conns))
+	}
+	for i, nc := range conns {
+		nc.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if _, err := io.Copy(io.Discard, nc); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("connection %d is open still", i)
+		}
+	}
+	for start := time.Now(); len(p.watched()) > 0; time.Sleep(time.Millisecond) {
+		if time.Since(start) > 10*time.Second {
+			t.Fatal("closed connections are kept")
+		}
 	}
 }
 

@@ -60,6 +60,22 @@ func orUnknown(s string) string {
 
 // The refusals of connections.
 
+// refuseDeniedAddress: the listener closed its port to the address that this
+// side comes from. Which one that is, after any NAT, only the listener's log
+// says.
+func refuseDeniedAddress(listener pki.Role, local netip.AddrPort) *pki.Refusal {
+	r := &pki.Refusal{Code: CodeAddress,
+		Cause:  "the other side's port is closed to the address that this side comes from",
+		Remedy: "its log names the address that it saw; let core know it: sallyport gateway set NAME --ip ADDRESS"}
+	if local.IsValid() {
+		r.Cause += fmt.Sprintf(" (here it is %s; behind NAT it is another one there)", local.Addr())
+	}
+	if listener == pki.RoleProxy {
+		r.Remedy = "the proxy's log names the address that it saw: start the proxy with --core-ip ADDRESS, or, while core still reaches it from another address, run: sallyport proxy set NAME --core-ip ADDRESS"
+	}
+	return r
+}
+
 func refuseNoALPN() *pki.Refusal {
 	return &pki.Refusal{Code: "alpn_missing",
 		Cause:  "the TLS client named no application protocol (ALPN)",

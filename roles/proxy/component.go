@@ -27,7 +27,7 @@ func newComponent(p *proxy) *component {
 		close(c.joined)
 	}
 	c.port = &link.Port{
-		Self: p.self, Log: p.log, Expect: pki.RoleCore, Token: p.token.Load, Health: &portHealth{proxy: p}, Recover: p.renewer.ServeRecover,
+		Self: p.self, Log: p.log, Expect: pki.RoleCore, Token: p.token.Load, Admit: p.peers.admit, Health: &portHealth{proxy: p}, Recover: p.renewer.ServeRecover,
 		Handlers: map[string]link.Handler{link.ALPNJoin: c.join, link.ALPNControl: c.control, link.ALPNRelay: c.relay},
 	}
 	if p.outside != nil {

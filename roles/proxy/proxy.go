@@ -48,6 +48,7 @@ import (
 
 	"sallyport/acme/pki"
 	"sallyport/configs"
+	"sallyport/firewall"
 	"sallyport/roles/control"
 	"sallyport/roles/link"
 	"sallyport/roles/relay"
@@ -61,6 +62,7 @@ type Deps struct {
 	Registry prometheus.Registerer // nil: metrics are kept and shown nowhere
 	Ready    func(err error)       // nil error: ready; called on every change
 	Started  func(Info)            // called once, when both ports are open
+	Firewall *firewall.File        // gets the addresses of core; nil: they are written nowhere
 
 	admission *admission // of tests that come in crowds; nil: the usual one
 }
@@ -100,6 +102,7 @@ type proxy struct {
 	expects      atomic.Pointer[string] // mode of the gRPC port that core was heard to expect last
 	public       *public
 	component    *component
+	peers        *peers
 	own          *ownServices
 
 	metrics *relay.CallMetrics
@@ -124,6 +127,9 @@ func Run(ctx context.Context, s configs.Proxy, d Deps) error {
 		}
 	}
 	if err := p.snapshots.Restore(); err != nil {
+		return err
+	}
+	if err := p.peers.start(p.token.Load(), p.snapshots.Snapshot()); err != nil {
 		return err
 	}
 	grpcListener, err := net.Listen("tcp", s.GRPCAddress)
@@ -169,7 +175,7 @@ func open(s configs.Proxy, d Deps) (*proxy, error) {
 	p.end = &link.ComponentEnd{
 		Hello: func() *control.Hello {
 			return &control.Hello{Version: d.Version, Instance: p.instance, Held: p.snapshots.Held(), StartedUnix: p.started.Unix(),
-				RevocationsHeld: p.self.RevocationsHead()}
+				RevocationsHeld: p.self.RevocationsHead(), Port: p.peers.report()}
 		},
 		Apply:         func(s *control.Snapshot) error { return p.snapshots.Apply(s) },
 		Denials:       p.denials.Take,
@@ -204,6 +210,7 @@ func open(s configs.Proxy, d Deps) (*proxy, error) {
 			return nil, err
 		}
 	}
+	p.peers = newPeers(p)
 	p.public, p.component, p.own = newPublic(p), newComponent(p), &ownServices{proxy: p}
 	if p.db, err = store.OpenComponent(filepath.Join(s.DataDir, "proxy.db")); err != nil {
 		return nil, err
@@ -230,6 +237,7 @@ func (p *proxy) run(ctx context.Context, grpcListener, publicListener net.Listen
 		group.Go(func() error { return p.outside.Run(work) })
 	}
 	group.Go(func() error { p.own.run(work); return nil })
+	group.Go(func() error { p.peers.run(work); return nil })
 	group.Go(func() error {
 		<-ctx.Done()
 		p.draining.Store(true)

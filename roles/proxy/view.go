@@ -47,6 +47,10 @@ func (p *proxy) prepare(s *control.Snapshot) (func(), error) {
 	if v.keys, err = policy.KeysFromProto(part.GetApiKeys()); err != nil {
 		return nil, fmt.Errorf("API keys of the snapshot: %w", err)
 	}
+	core, err := p.peers.parse(s.GetCoreAddresses())
+	if err != nil {
+		return nil, err
+	}
 	for _, service := range part.GetServices() {
 		v.services[service.GetName()] = v.services[service.GetName()] || service.GetAvailable()
 	}
@@ -59,6 +63,7 @@ func (p *proxy) prepare(s *control.Snapshot) (func(), error) {
 	})
 	p.compareMode(s.GetListener().GetMode())
 	return func() {
+		p.peers.take(core)
 		// The bundle and the revocations are in force by now.
 		components := p.self.Verifier()
 		v.callers = &callers{own: p.self.Bundle().CallerVerifier(components.Now, components.Revoked), domain: p.self.Bundle().TrustDomain}
