@@ -53,7 +53,7 @@ func (r *ruling) judge(path string, header []relay.Field, proxy string, now time
 	}
 	v.Decision = r.policy.Decide(path, v.caller)
 	if !v.Allowed {
-		if v.denied = v.caller.ID; v.denied == "" {
+		if v.denied = v.caller.Name(); v.denied == "" {
 			v.denied = prefix(source)
 		}
 	}
@@ -99,16 +99,13 @@ func onward(in []relay.Field, v *verdict, requestID string) []relay.Field {
 	}
 	out = append(out, relay.Field{Name: relay.HeaderRequestID, Value: requestID})
 	if v.caller.ID != "" {
-		out = append(out, relay.Field{Name: relay.HeaderCaller, Value: percentEncode(callerName(v.caller))})
+		out = append(out, relay.Field{Name: relay.HeaderCaller, Value: v.caller.Name()})
 	}
 	if len(v.Permissions) > 0 {
-		out = append(out, relay.Field{Name: relay.HeaderPermissions, Value: percentEncode(strings.Join(v.Permissions, ","))})
+		out = append(out, relay.Field{Name: relay.HeaderPermissions, Value: policy.PercentEncode(strings.Join(v.Permissions, ","))})
 	}
 	return out
 }
-
-// callerName is a caller as upstreams and logs read it.
-func callerName(c policy.Caller) string { return c.ID }
 
 // validTraceparent accepts version 00 of the W3C format.
 func validTraceparent(s string) bool {
@@ -122,37 +119,4 @@ func validTraceparent(s string) bool {
 		}
 	}
 	return true
-}
-
-// percentEncode keeps what identities consist of and writes every other byte
-// as %XX, so that no name can put anything else into a header.
-func percentEncode(s string) string {
-	plain := true
-	for i := 0; i < len(s) && plain; i++ {
-		plain = unescaped(s[i])
-	}
-	if plain {
-		return s
-	}
-	const digits = "0123456789ABCDEF"
-	var b strings.Builder
-	b.Grow(len(s) + 16)
-	for i := range len(s) {
-		if c := s[i]; unescaped(c) {
-			b.WriteByte(c)
-		} else {
-			b.WriteByte('%')
-			b.WriteByte(digits[c>>4])
-			b.WriteByte(digits[c&15])
-		}
-	}
-	return b.String()
-}
-
-func unescaped(c byte) bool {
-	switch {
-	case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9':
-		return true
-	}
-	return strings.IndexByte("-._~:/#@!$&'()*+,;=?[]", c) >= 0
 }

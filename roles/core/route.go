@@ -103,7 +103,7 @@ func (p *passage) decide(r *ruling) bool {
 	v := r.judge(p.call.Path(), p.call.Header(), p.proxy, p.router.now())
 	p.ruling = r
 	p.mu.Lock()
-	p.record.Caller = v.caller.ID
+	p.record.Caller = v.caller.Name()
 	if !v.Allowed {
 		p.record.Denied = v.Reason
 	}

@@ -66,7 +66,7 @@ func (p *proxy) serve(c *relay.Call) {
 	if v != nil {
 		var no *refused
 		who, no = p.authenticate(c, from, v, now)
-		record.Caller = who.caller.ID
+		record.Caller = who.caller.Name()
 		if no == nil {
 			no = authorize(v, c.Path(), who.caller)
 		}

@@ -83,7 +83,7 @@ func (p *proxy) checkOpen(all bool) {
 			if no == nil {
 				continue
 			}
-			name := who.caller.ID
+			name := who.caller.Name()
 			if name == "" {
 				name = p.public.named(c, from).stranger()
 			}
