@@ -116,7 +116,7 @@ func (b *loader) exportDir(dataDir string) string {
 	switch {
 	case dir == "":
 		b.bad.add("export-cert", f.from, "it names no directory", "give a path, or leave it out")
-	case within(dir, dataDir):
+	case dataDir != "" && within(dir, dataDir):
 		b.bad.add("export-cert", f.from, dir+" is in the data directory, where no other service may read", "give a directory of its own")
 	}
 	b.row(f, quote(dir))

@@ -77,6 +77,8 @@ type Flags struct {
 	Join     *string `name:"join" group:"proxy and gateway" help:"Join token as 'proxy add' or 'gateway add' printed it; - asks for it." placeholder:"TOKEN|-" roles:"proxy,gateway" kind:"secret"`
 	JoinFile *string `name:"join-file" group:"proxy and gateway" help:"File that holds the join token." placeholder:"FILE" roles:"proxy,gateway" kind:"secret-file"`
 
+	State *string `name:"state" group:"proxy and gateway" help:"disk, or memory on hosts without a disk: the process joins anew at every start, with a token of 'add --reusable' (default disk)." placeholder:"disk|memory" roles:"proxy,gateway" kind:"disk|memory" fallback:"disk"`
+
 	RenewBefore *string `name:"renew-before" group:"proxy and gateway" help:"Renew the own certificate this long before it ends (default when 0.60 to 0.66 of its life are over)." placeholder:"DURATION" roles:"proxy,gateway" kind:"duration"`
 
 	Core     *string  `name:"core" group:"gateway" help:"Core's address, where it is not the one in the token; port 50055 if none is given." placeholder:"HOST:PORT" roles:"gateway" kind:"dial"`

@@ -189,7 +189,7 @@ func (b *loader) core() {
 
 func (b *loader) proxy() {
 	p := &Proxy{
-		DataDir:     b.dataDir(RoleProxy),
+		DataDir:     b.stateDir(RoleProxy),
 		GRPCAddress: b.listen("grpc-address", RoleProxy, b.beyond("50051")),
 		Join:        b.join(RoleProxy, "join token of this proxy"),
 		RenewBefore: b.renewBefore(RoleProxy),
@@ -199,6 +199,7 @@ func (b *loader) proxy() {
 	p.GRPCTLS, p.GRPCCert, p.GRPCKey, names = b.certificate(RoleProxy, "grpc-tls", "grpc-cert", "grpc-key", "grpc-domain")
 	p.GRPCDomain = strings.Join(names, "")
 	p.ACME = b.acme(RoleProxy, append(slices.Clone(p.Domains), names...))
+	b.needsDisk(p)
 	p.HTTPAddress = b.httpAddress(RoleProxy, p.ACME != nil)
 	p.ClientCAs = b.clientCAs()
 	p.NoPeerCheck, p.FirewallFile = b.peers(RoleProxy, p.DataDir)
@@ -218,7 +219,7 @@ func (b *loader) proxy() {
 
 func (b *loader) gateway() {
 	g := &Gateway{
-		DataDir: b.dataDir(RoleGateway),
+		DataDir: b.stateDir(RoleGateway),
 		Core:    b.dial("core", RoleGateway),
 		Join:    b.join(RoleGateway, "join token of this gateway"),
 

@@ -10,9 +10,11 @@ const firewallFile = "firewall.json"
 func (b *loader) peers(r Role, dataDir string) (unchecked bool, file string) {
 	unchecked = b.word("peer-check", r) == "off"
 	f := b.find(settingOf("firewall-file"), r)
-	if file = b.path(f); !f.given() {
+	switch file = b.path(f); {
+	case !f.given() && dataDir == "": // --state memory
+	case !f.given():
 		file = filepath.Join(dataDir, firewallFile)
-	} else if file == "" {
+	case file == "":
 		b.bad.add("firewall-file", f.from, "it names no file", "give a path, or leave it out")
 	}
 	b.row(f, quote(file))

@@ -76,7 +76,13 @@ func samples(t *testing.T) map[string]sample {
 		"firewall-file":    {"core", [3]string{"/a", "/b", "/c"}, func(s *Settings) string { return s.Core.FirewallFile }, nil},
 		"core-ip":          {"proxy", [3]string{"10.0.0.1", "core.example", "any"}, func(s *Settings) string { return strings.Join(s.Proxy.CoreIP, ",") }, nil},
 		"export-cert":      {"gateway", [3]string{"/a", "/b", "/c"}, func(s *Settings) string { return s.Gateway.ExportCert }, nil},
-		"renew-before":     {"gateway", [3]string{"1h0m0s", "2h0m0s", "3h0m0s"}, func(s *Settings) string { return s.Gateway.RenewBefore.String() }, nil},
+		"state": {"gateway", [3]string{"memory", "disk", "memory"}, func(s *Settings) string {
+			if s.Gateway.DataDir == "" {
+				return "memory"
+			}
+			return "disk"
+		}, nil},
+		"renew-before": {"gateway", [3]string{"1h0m0s", "2h0m0s", "3h0m0s"}, func(s *Settings) string { return s.Gateway.RenewBefore.String() }, nil},
 		"client-ca": {"proxy", [3]string{"a=" + cas[0], "b=" + cas[1], "c=" + cas[2]}, func(s *Settings) string {
 			if len(s.Proxy.ClientCAs) == 0 {
 				return ""

@@ -82,7 +82,7 @@ type Core struct {
 
 // Proxy is the settings of the proxy role.
 type Proxy struct {
-	DataDir       string        // absolute
+	DataDir       string        // absolute; empty: everything is kept in memory
 	GRPCAddress   string        // where core connects; :50051, with --role all 127.0.0.1:50051
 	PublicAddress string        // 127.0.0.1:8443; :443 with TLS files or acme; :$PORT where PORT is set
 	HTTPAddress   string        // plain HTTP: a CA's challenges, and redirects; :80 with ACME; empty: none
@@ -124,7 +124,7 @@ type ClientCA struct {
 
 // Gateway is the settings of the gateway role.
 type Gateway struct {
-	DataDir      string        // absolute
+	DataDir      string        // absolute; empty: everything is kept in memory
 	Core         string        // HOST:PORT, wins over the token and over what core advertises; empty: theirs
 	Join         string        // the token's text, empty without one
 	Upstreams    []Upstream    // the services behind this gateway

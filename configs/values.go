@@ -86,6 +86,31 @@ func (b *loader) dataDir(r Role) string {
 	return dir
 }
 
+// stateDir reads where a proxy or gateway keeps its state: the data directory,
+// or nowhere with --state memory.
+func (b *loader) stateDir(r Role) string {
+	if b.word("state", r) == "disk" {
+		return b.dataDir(r)
+	}
+	state, dir := b.find(settingOf("state"), r), b.find(settingOf("data-dir"), r)
+	switch {
+	case b.s.Process.All:
+		b.bad.add("state", state.from, "with --role all core is in the same process, and core keeps its state on a disk", "leave it out, or run the roles in processes of their own")
+	case dir.given() && (dir.from.kind == fromFlag || dir.from.kind == fromFile) && !b.runs(RoleCore): // an image says where state would be
+		b.bad.add("data-dir", dir.from, "with --state memory nothing is kept there", "leave one of them out")
+	}
+	return ""
+}
+
+// needsDisk refuses certificates of a public CA where nothing is kept: each
+// start would order them anew, and CAs allow few orders a week.
+func (b *loader) needsDisk(p *Proxy) {
+	if p.ACME != nil && p.DataDir == "" {
+		b.bad.add("state", b.find(settingOf("state"), RoleProxy).from, "certificates of a public CA would be ordered at every start, which no CA allows for long",
+			"keep the state on a disk, or let what stands in front end TLS (--tls off with --trusted-front)")
+	}
+}
+
 // word reads one of a few words.
 func (b *loader) word(flag string, r Role) string {
 	f := b.find(settingOf(flag), r)

@@ -236,15 +236,21 @@ func (t *tx) bind(token TokenRecord, r ComponentRecord, a Adoption, serial strin
 	return err
 }
 
+// instanceLives is how long an instance of a reusable gateway that is not seen
+// counts as live. Connected ones are seen every minute; one without a disk that
+// was killed never comes back, and must not keep its successor out.
+const instanceLives = 5 * time.Minute
+
 // instance makes the record of one more instance of a reusable gateway.
 func (t *tx) instance(token TokenRecord, parent ComponentRecord, suffix string) (ComponentRecord, error) {
 	if token.Uses > 0 {
-		live, err := one(t.ctx, t.sql, value[int], "SELECT count(*) FROM components WHERE role = ? AND parent = ?", parent.Role, parent.Name)
+		live, err := one(t.ctx, t.sql, value[int], "SELECT count(*) FROM components WHERE role = ? AND parent = ? AND max(last_seen, joined) > ?",
+			parent.Role, parent.Name, nanos(t.now.Add(-instanceLives)))
 		if err != nil {
 			return parent, err
 		}
 		if live >= token.Uses {
-			return parent, fmt.Errorf("%w (%d): run sallyport gateway rm on one of %s-*, or wait until one that is away is forgotten", ErrTokenExhausted, token.Uses, parent.Name)
+			return parent, fmt.Errorf("%w (%d): run sallyport gateway rm on one of %s-*, or wait until one has been away for %s", ErrTokenExhausted, token.Uses, parent.Name, instanceLives)
 		}
 	}
 	if suffix == "" {

@@ -218,6 +218,30 @@ func TestOneKeyWins(t *testing.T) {
 	})
 }
 
+// TestInstancesAwayMakeRoom: an instance without a disk that was killed never
+// comes back, and its successor must not wait a day for its place.
+func TestInstancesAwayMakeRoom(t *testing.T) {
+	eachCore(t, func(t *testing.T, c *Core) {
+		ctx := t.Context()
+		token := tokenFor("edge")
+		token.Uses = 2
+		add(t, c, ComponentRecord{Role: pki.RoleGateway, Name: "edge", Reusable: true, Peers: []string{"any"}}, token)
+		adopt(t, c, token, "1")
+		stays := adopt(t, c, token, "2").Component
+		later := noon.Add(instanceLives)
+		if err := c.SawComponent(ctx, pki.RoleGateway, stays.Name, Sighting{At: later}); err != nil {
+			t.Fatal(err)
+		}
+		heir := Adoption{TokenPublicKey: token.PublicKey, SPKI: hash("3"), Issue: issue(hash("3"))}
+		if _, err := c.Adopt(ctx, "newcomer", heir, later.Add(-time.Second)); !errors.Is(err, ErrTokenExhausted) {
+			t.Fatalf("both may still live: %v", err)
+		}
+		if _, err := c.Adopt(ctx, "newcomer", heir, later); err != nil {
+			t.Fatalf("one is away: %v", err)
+		}
+	})
+}
+
 func TestReusableGateway(t *testing.T) {
 	eachCore(t, func(t *testing.T, c *Core) {
 		ctx := t.Context()

@@ -97,10 +97,14 @@ func (a *admin) AddComponent(ctx context.Context, in *control.AddComponentReques
 
 // startCommand is the one line that starts the component that was added.
 func startCommand(r store.ComponentRecord, token string) string {
-	if r.Role == pki.RoleGateway {
-		return "sallyport --role gateway --join " + token
+	line := "sallyport --role " + string(r.Role)
+	if r.Reusable { // for places without a disk
+		line += " --state memory"
 	}
-	line := "sallyport --role proxy --join " + token
+	line += " --join " + token
+	if r.Role == pki.RoleGateway {
+		return line
+	}
 	host, port, err := net.SplitHostPort(r.Address)
 	if err != nil || port == defaultProxyPort {
 		return line

@@ -143,14 +143,17 @@ func open(s configs.Gateway, d Deps) (*gateway, *pki.Token, error) {
 			return nil, nil, fmt.Errorf("--grpc-ca: %w", err)
 		}
 	}
-	if err := os.MkdirAll(g.dir(), 0o700); err != nil {
+	if err := g.makeDir(); err != nil {
 		return nil, nil, fmt.Errorf("data directory: %w", err)
 	}
 	var token *pki.Token
 	if g.self, token, err = link.OpenSelf(g.dir(), pki.RoleGateway, s.Join); err != nil {
 		return nil, nil, err
 	}
-	if g.db, err = store.OpenComponent(filepath.Join(s.DataDir, "gateway.db")); err != nil {
+	if s.DataDir == "" && !token.Reusable {
+		d.Log.Warn("the identity is kept in memory and the join token is good once: after a restart this gateway has to be added again; 'sallyport gateway add --reusable' makes a token for hosts without a disk")
+	}
+	if g.db, err = g.openStore(); err != nil {
 		return nil, nil, err
 	}
 	g.snapshots = &link.Snapshots{Self: g.self, Save: g.db.SaveSnapshot, Load: g.db.Snapshot, Forget: g.db.ForgetSnapshot, Prepare: g.prepare}
@@ -190,8 +193,28 @@ func open(s configs.Gateway, d Deps) (*gateway, *pki.Token, error) {
 	return g, token, nil
 }
 
-// dir is where the identity is kept.
-func (g *gateway) dir() string { return filepath.Join(g.settings.DataDir, "gateway") }
+// dir is where the identity is kept; empty: in memory.
+func (g *gateway) dir() string {
+	if g.settings.DataDir == "" {
+		return ""
+	}
+	return filepath.Join(g.settings.DataDir, "gateway")
+}
+
+func (g *gateway) makeDir() error {
+	if g.dir() == "" {
+		return nil
+	}
+	return os.MkdirAll(g.dir(), 0o700)
+}
+
+// openStore opens what is known beside the identity.
+func (g *gateway) openStore() (*store.Component, error) {
+	if g.settings.DataDir == "" {
+		return store.OpenMemoryComponent()
+	}
+	return store.OpenComponent(filepath.Join(g.settings.DataDir, "gateway.db"))
+}
 
 // tellReady tells whether calls can be served: there is a link to bring them,
 // and core has said what may be served. It is called after every event that

@@ -11,7 +11,8 @@ import (
 )
 
 // OpenSelf reads the identity that a component keeps in dir, and the text of
-// the join token it was started with, and says which of them counts.
+// the join token it was started with, and says which of them counts. A
+// component that keeps nothing (dir is empty) joins at every start.
 //
 // With an identity on disk a token of the same component is spent and ignored;
 // one for another role or name, or one that another CA made and that is still
@@ -30,6 +31,12 @@ func OpenSelf(dir string, role pki.Role, join string) (*Self, *pki.Token, error)
 		token = &t
 	}
 	self := NewSelf()
+	if dir == "" {
+		if token == nil {
+			return nil, nil, fmt.Errorf("this %s keeps its state in memory (--state memory) and was given no join token: on core run 'sallyport %s add NAME --reusable …' and start this %s with the token it prints", role, role, role)
+		}
+		return self, token, nil
+	}
 	credentials, bundle, err := pki.LoadCredentials(dir)
 	switch {
 	case errors.Is(err, pki.ErrNoCredentials) && token == nil:

@@ -162,12 +162,15 @@ func open(s configs.Proxy, d Deps) (*proxy, error) {
 	if p.edge, err = newEdgeMetrics(d.Registry, p.frames); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(p.dir(), 0o700); err != nil {
+	if err := p.makeDir(); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
 	var token *pki.Token
 	if p.self, token, err = link.OpenSelf(p.dir(), pki.RoleProxy, s.Join); err != nil {
 		return nil, err
+	}
+	if s.DataDir == "" && !token.Reusable {
+		d.Log.Warn("the identity is kept in memory and the join token is good once: after a restart this proxy has to be added again; 'sallyport proxy add --reusable' makes a token for hosts without a disk")
 	}
 	if p.token.Store(token); token != nil {
 		p.compareMode(token.GRPCTLS)
@@ -212,7 +215,7 @@ func open(s configs.Proxy, d Deps) (*proxy, error) {
 	}
 	p.peers = newPeers(p)
 	p.public, p.component, p.own = newPublic(p), newComponent(p), &ownServices{proxy: p}
-	if p.db, err = store.OpenComponent(filepath.Join(s.DataDir, "proxy.db")); err != nil {
+	if p.db, err = p.openStore(); err != nil {
 		return nil, err
 	}
 	p.snapshots = &link.Snapshots{Self: p.self, Save: p.db.SaveSnapshot, Load: p.db.Snapshot, Forget: p.db.ForgetSnapshot, Prepare: p.prepare}
@@ -264,8 +267,28 @@ func (p *proxy) reports() []*control.Certificate {
 	return list
 }
 
-// dir is where the identity is kept.
-func (p *proxy) dir() string { return filepath.Join(p.settings.DataDir, "proxy") }
+// dir is where the identity is kept; empty: in memory.
+func (p *proxy) dir() string {
+	if p.settings.DataDir == "" {
+		return ""
+	}
+	return filepath.Join(p.settings.DataDir, "proxy")
+}
+
+func (p *proxy) makeDir() error {
+	if p.dir() == "" {
+		return nil
+	}
+	return os.MkdirAll(p.dir(), 0o700)
+}
+
+// openStore opens what is known beside the identity.
+func (p *proxy) openStore() (*store.Component, error) {
+	if p.settings.DataDir == "" {
+		return store.OpenMemoryComponent()
+	}
+	return store.OpenComponent(filepath.Join(p.settings.DataDir, "proxy.db"))
+}
 
 // name is what core calls this proxy; empty before it has joined.
 func (p *proxy) name() string {
