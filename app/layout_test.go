@@ -68,6 +68,7 @@ var ranks = map[string]int{
 	"sallyport/roles/relay":        2,
 	"sallyport/roles/console":      2,
 	"sallyport/acme":               2,
+	"sallyport/acme/acmetest":      1,
 	"sallyport/store":              2,
 	"sallyport/roles/core":         3,
 	"sallyport/roles/proxy":        3,

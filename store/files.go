@@ -65,7 +65,10 @@ func syncDirectory(dir string) error {
 
 // lock is an exclusive lock on a database, held on a file beside it that is
 // never removed: who removes a lock file lets two others each hold "the" lock.
-type lock struct{ file *os.File }
+type lock struct {
+	file    *os.File
+	settled bool // another process has the database open too: its schema must not change
+}
 
 func acquire(path string, k kind) (*lock, error) {
 	name := path + ".lock"
@@ -92,7 +95,7 @@ func acquire(path string, k kind) (*lock, error) {
 	if err := f.Truncate(0); err == nil {
 		fmt.Fprintln(f, os.Getpid())
 	}
-	return &lock{f}, nil
+	return &lock{file: f}, nil
 }
 
 // release is what closing the file does, also when the process dies.

@@ -28,6 +28,9 @@ func (d *database) migrate(ctx context.Context) error {
 		return fmt.Errorf("%s %s was %w (schema %d, this one knows %d): run that version again, or restore a backup made before it",
 			d.kind.what, d.path, ErrNewerSchema, version, len(steps))
 	}
+	if d.lock != nil && d.lock.settled && version < len(steps) {
+		return fmt.Errorf("%s %s is %w of an older version of this program: stop that one first", d.kind.what, d.path, ErrInUse)
+	}
 	for v := version; v < len(steps); v++ {
 		script, err := fs.ReadFile(d.kind.migrations, steps[v])
 		if err != nil {

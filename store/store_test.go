@@ -25,6 +25,10 @@ func TestMain(m *testing.M) {
 		restoreChild(dir)
 		return
 	}
+	if path := os.Getenv(acmePath); path != "" {
+		acmeChild(path)
+		return
+	}
 	goleak.VerifyTestMain(m)
 }
 
