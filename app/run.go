@@ -70,6 +70,7 @@ type process struct {
 	log      *slog.Logger
 	metrics  *prometheus.Registry
 	ready    *readiness
+	memory   *memory
 }
 
 // run starts the health listener and the roles, and waits for their end. The
@@ -81,6 +82,7 @@ func (p *process) run(ctx context.Context) error {
 		names = append(names, string(r))
 	}
 	p.ready = newReadiness(names)
+	p.memory = newMemory(p.settings.Process.MemoryBudget, p.metrics)
 	health, err := listenHealth(ctx, p.settings.Process.HealthAddress, p.ready, p.metrics, p.log)
 	if err != nil {
 		return err
@@ -89,6 +91,7 @@ func (p *process) run(ctx context.Context) error {
 	watchers, watching := errgroup.WithContext(watching)
 	watchers.Go(func() error { return health.Run(watching) })
 	watchers.Go(func() error { p.reloads(watching); return nil })
+	watchers.Go(func() error { return p.memory.run(watching) })
 	err = p.runAll(ctx)
 	stopWatching()
 	if lost := watchers.Wait(); err == nil {
@@ -114,7 +117,7 @@ func (p *process) runAll(ctx context.Context) error {
 	if s.Core != nil {
 		group.Go(func() error {
 			return p.ended(inner, "core", core.Run(inner, *s.Core, core.Deps{
-				Log: p.logOf("core"), Version: version(), Registry: p.metrics, Ready: p.readyOf("core"),
+				Log: p.logOf("core"), Version: version(), Registry: p.metrics, Budget: p.memory.calls, Ready: p.readyOf("core"),
 				Started: func(i core.Info) { coreUp <- i }, Firewall: files[configs.RoleCore],
 			}))
 		})
@@ -167,7 +170,7 @@ func (p *process) runOthers(edge, inner context.Context, group *errgroup.Group, 
 	if s.Gateway != nil {
 		group.Go(func() error {
 			return p.ended(inner, "gateway", gateway.Run(inner, *s.Gateway, gateway.Deps{
-				Log: p.logOf("gateway"), Version: version(), Registry: p.metrics, Ready: p.readyOf("gateway"),
+				Log: p.logOf("gateway"), Version: version(), Registry: p.metrics, Budget: p.memory.calls, Ready: p.readyOf("gateway"),
 				Started: func(i gateway.Info) {
 					p.logOf("gateway").Info("gateway is up", "name", i.Name, "core", i.Core, "serves", servedBy(s.Gateway))
 				},
@@ -178,7 +181,7 @@ func (p *process) runOthers(edge, inner context.Context, group *errgroup.Group, 
 		return nil
 	}
 	return p.ended(edge, "proxy", proxy.Run(edge, *s.Proxy, proxy.Deps{
-		Log: p.logOf("proxy"), Version: version(), Registry: p.metrics, Ready: p.readyOf("proxy"), Firewall: file,
+		Log: p.logOf("proxy"), Version: version(), Registry: p.metrics, Budget: p.memory.calls, Ready: p.readyOf("proxy"), Firewall: file,
 		Started: func(i proxy.Info) {
 			p.logOf("proxy").Info("proxy is up", "public", i.PublicAddress, "grpc", i.GRPCAddress)
 		},

@@ -47,6 +47,7 @@
 package core
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -75,6 +76,7 @@ type Deps struct {
 	Log      *slog.Logger
 	Version  string
 	Registry prometheus.Registerer // nil: metrics are kept and shown nowhere
+	Budget   *relay.Budget         // what calls may make the process hold; nil: relay.DefaultBudget
 	Ready    func(err error)       // nil error: ready; called on every change
 	Started  func(Info)            // called once, when every listener is open
 	Firewall *firewall.File        // gets the addresses of the gateways; nil: they are written nowhere
@@ -132,6 +134,7 @@ type core struct {
 
 	refreshing sync.Mutex // one renewal of core's own identity at a time
 
+	budget  *relay.Budget // nil: relay.DefaultBudget
 	relayed *relay.Metrics
 	running sync.WaitGroup // relay connections with gateways
 }
@@ -196,6 +199,7 @@ func newCore(ctx context.Context, s configs.Core, d Deps, db *store.Core, opened
 	if err := c.openPort(); err != nil {
 		return nil, err
 	}
+	c.budget = d.Budget
 	c.renewals = newRates(renewalEvery, renewalBurst)
 	c.alerts = newAlerts(d.Log, db, s.AlertWebhook, opened.TrustDomain())
 	c.crls = openCRLs(s.DataDir, d.Log, db, c.ca)
@@ -205,7 +209,7 @@ func newCore(ctx context.Context, s configs.Core, d Deps, db *store.Core, opened
 	c.registry = newRegistry()
 	c.peers = newPeers(d.Log, s.NoPeerCheck)
 	c.denials = newDenials(db, d.Log)
-	c.router = &router{log: d.Log, registry: c.registry, denials: c.denials, calls: relay.NewCallMetrics("core", d.Registry),
+	c.router = &router{log: d.Log, shares: relay.NewShares(cmp.Or(d.Budget, relay.DefaultBudget)), registry: c.registry, denials: c.denials, calls: relay.NewCallMetrics("core", d.Registry),
 		access: relay.NewAccessLog(d.Log, s.AccessLog), now: time.Now, wait: routeWait, waiting: make(chan struct{}, maxWaiting), held: c.relearning.holds}
 	c.publisher = &publisher{log: d.Log, db: db, ca: c.ca, list: list, crls: c.crls, self: c.self, registry: c.registry, lifetime: s.CertLifetime,
 		demo: s.Demo, advertise: c.advertise, listener: c.presents(), modeOf: c.modeOf, ruling: &c.router.ruling, peers: c.peers}

@@ -311,7 +311,7 @@ func (p *proxies) relay(ctx context.Context, m *component, spec proxySpec, drain
 	if refusal := p.core.check(link.ALPNRelay, conn.Peer); refusal != nil {
 		return refusal
 	}
-	l := relay.NewServer(conn.Conn, &relay.Options{Limits: relay.LinkLimits(), Metrics: p.core.relayed, Log: p.log, Hop: "core", Remote: "link to proxy " + m.name}, p.core.router)
+	l := relay.NewServer(conn.Conn, &relay.Options{Limits: relay.LinkLimits(), Metrics: p.core.relayed, Budget: p.core.budget, Log: p.log, Hop: "core", Remote: "link to proxy " + m.name}, p.core.router)
 	l.SetPeer(m)
 	if !m.add(l, conn) {
 		return errors.New("the control session ended")

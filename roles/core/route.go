@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -11,6 +12,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"sallyport/roles/link"
 	"sallyport/roles/policy"
 	"sallyport/roles/relay"
 )
@@ -28,6 +30,7 @@ type router struct {
 	denials  *denials
 	calls    *relay.CallMetrics
 	access   *relay.AccessLog
+	shares   *relay.Shares // of the memory that calls hold, by the source that a proxy names
 	ruling   atomic.Pointer[ruling]
 	now      func() time.Time
 	wait     time.Duration
@@ -54,10 +57,16 @@ func (r *router) ServeCall(call *relay.Call) {
 	if !relay.ValidRequestID(p.record.RequestID) {
 		p.record.RequestID = relay.NewRequestID()
 	}
+	p.holder = holderOf(p.record.Source, proxy.name)
+	room := call.Charge(r.shares.Take(p.holder))
 	call.OnDone(p.done)
 	r.live.add(p)
 	if why := r.held(); why != "" {
 		call.Reject(codes.Unavailable, "core: "+why, p.mark())
+		return
+	}
+	if !room {
+		call.Reject(codes.ResourceExhausted, "core: no memory is left for another call from this source", p.mark())
 		return
 	}
 	for now := r.ruling.Load(); p.decide(now); {
@@ -71,6 +80,15 @@ func (r *router) ServeCall(call *relay.Call) {
 	}
 }
 
+// holderOf is whose share of memory a call has: its source's, as a proxy says,
+// so that one who hoards does so at nobody else's expense.
+func holderOf(source, proxy string) string {
+	if a, err := netip.ParseAddr(source); err == nil {
+		return link.SourcePrefix(a).String()
+	}
+	return "proxy " + proxy
+}
+
 // passage is one call on its way through core. One goroutine at a time has it,
 // except for done.
 type passage struct {
@@ -78,6 +96,7 @@ type passage struct {
 	call   *relay.Call
 	proxy  string
 
+	holder string // whose share of memory the call has
 	shard  uint32 // of livePassages
 	gone   bool   // the call has ended; guarded by the shard
 	ruling *ruling
@@ -339,6 +358,7 @@ func (p *passage) whyNot(t *target) string {
 // done notes how the call ended.
 func (p *passage) done(o relay.Outcome) {
 	p.router.live.remove(p)
+	p.router.shares.Leave(p.holder)
 	record := p.finish()
 	record.Code, record.Duration = o.Code, o.Duration
 	if o.OriginHop {

@@ -17,7 +17,9 @@ import (
 func (g *gateway) serve(c *relay.Call) {
 	record := &relay.CallRecord{Method: c.Path(), Caller: c.Get(relay.HeaderCaller), RequestID: c.Get(relay.HeaderRequestID)}
 	g.metrics.Begin()
+	room := c.Charge(g.shares.Take(record.Caller)) // by caller: who hoards does so at nobody else's expense
 	c.OnDone(func(o relay.Outcome) {
+		g.shares.Leave(record.Caller)
 		record.Code, record.Duration = o.Code, o.Duration
 		if o.OriginHop && record.Message == "" {
 			record.Message = o.Message
@@ -25,6 +27,10 @@ func (g *gateway) serve(c *relay.Call) {
 		g.metrics.End(*record)
 		g.access.Write(*record)
 	})
+	if !room {
+		c.Reject(codes.ResourceExhausted, g.hop+": no memory is left for another call of this caller")
+		return
+	}
 	u, treatment, no := g.judge(c.Path())
 	if no != nil {
 		if no.code == codes.PermissionDenied {

@@ -75,7 +75,7 @@ func (g *gateway) keepRelay(ctx, work context.Context) {
 // relay takes calls from one link until it is lost, or a newer one is up and
 // the calls that it has taken have ended.
 func (g *gateway) relay(ctx, work context.Context, nc *link.Conn, t *link.Turn) error {
-	conn := relay.NewServer(nc, &relay.Options{Limits: relay.LinkLimits(), Metrics: g.frames, Log: g.log, Hop: g.hop, Remote: "link to core"}, relay.HandlerFunc(g.serve))
+	conn := relay.NewServer(nc, &relay.Options{Limits: relay.LinkLimits(), Metrics: g.frames, Budget: g.deps.Budget, Log: g.log, Hop: g.hop, Remote: "link to core"}, relay.HandlerFunc(g.serve))
 	open, closed := context.WithCancel(work)
 	ended := make(chan error, 1)
 	g.goroutines.Go(func() {

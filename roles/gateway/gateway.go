@@ -20,6 +20,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -47,6 +48,7 @@ type Deps struct {
 	Log      *slog.Logger
 	Version  string
 	Registry prometheus.Registerer // nil: metrics are kept and shown nowhere
+	Budget   *relay.Budget         // what calls may make the process hold; nil: relay.DefaultBudget
 	Ready    func(err error)       // nil error: ready; called on every change
 	Started  func(Info)            // called once, when the gateway has its identity
 }
@@ -87,6 +89,7 @@ type gateway struct {
 
 	metrics *relay.CallMetrics
 	frames  *relay.Metrics
+	shares  *relay.Shares // of the memory that calls hold, by caller
 	access  *relay.AccessLog
 	denials link.Denials
 
@@ -125,7 +128,7 @@ func open(s configs.Gateway, d Deps) (*gateway, *pki.Token, error) {
 	g := &gateway{
 		settings: s, deps: d, log: d.Log, started: time.Now(), instance: make([]byte, 16),
 		changed: make(chan struct{}, 1), metrics: relay.NewCallMetrics("gateway", d.Registry), access: relay.NewAccessLog(d.Log, s.AccessLog),
-		frames: new(relay.Metrics),
+		frames: new(relay.Metrics), shares: relay.NewShares(cmp.Or(d.Budget, relay.DefaultBudget)),
 	}
 	if d.Registry != nil {
 		if err := d.Registry.Register(relay.NewCollector("gateway", g.frames)); err != nil {

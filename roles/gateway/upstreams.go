@@ -50,7 +50,7 @@ func (g *gateway) add(work context.Context, s configs.Upstream, address, authori
 	}
 	limits := relay.UpstreamLimits()
 	limits.Idle = idleConnAfter
-	options := &relay.Options{Limits: limits, Metrics: g.frames, Log: u.log, Hop: g.hop, Remote: "upstream " + s.Name}
+	options := &relay.Options{Limits: limits, Metrics: g.frames, Budget: g.deps.Budget, Log: u.log, Hop: g.hop, Remote: "upstream " + s.Name}
 	u.calls.spawn = g.goroutines.Go
 	u.calls.unreachable = u.unreachable
 	u.calls.dial = func(ctx context.Context) (*relay.Conn, error) { return u.open(ctx, work, options) }

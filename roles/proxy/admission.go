@@ -1,13 +1,19 @@
 package proxy
 
 import (
+	"cmp"
 	"net/netip"
 	"sync"
 	"sync/atomic"
 
 	"sallyport/configs"
 	"sallyport/roles/link"
+	"sallyport/roles/relay"
 )
+
+// handshakeCost is what a handshake may make us hold: what came of it, its
+// stack, and what it leaves to the garbage collector.
+const handshakeCost = 32 << 10
 
 // admission counts connections and calls at the public port, per source: an
 // IPv4 address, an IPv6 /64. A source may have as much as is free then: one
@@ -18,7 +24,8 @@ import (
 type admission struct {
 	maxCalls, maxCallsPerSource int64
 
-	calls atomic.Int64
+	budget *relay.Budget
+	calls  atomic.Int64
 
 	mu sync.Mutex // guards what follows
 
@@ -32,16 +39,17 @@ type admission struct {
 // source is where connections come from.
 type source struct {
 	prefix      netip.Prefix
+	budget      *relay.Budget // its share of the process's
 	calls       atomic.Int64
 	connections int // guarded by the admission's mutex
 	handshakes  int // likewise
 	visits      int // likewise; calls from here that came through a front
 }
 
-// newAdmission has the ceilings of l.
-func newAdmission(l configs.Limits) *admission {
+// newAdmission has the ceilings of l and shares b, nil for relay.DefaultBudget.
+func newAdmission(l configs.Limits, b *relay.Budget) *admission {
 	return &admission{maxConnections: min(l.Connections, fileLimit()/2), maxPerSource: l.PerSource, maxHandshakes: l.Handshakes,
-		maxCalls: int64(l.Calls), maxCallsPerSource: int64(l.CallsPerSource), sources: make(map[netip.Prefix]*source)}
+		maxCalls: int64(l.Calls), maxCallsPerSource: int64(l.CallsPerSource), budget: cmp.Or(b, relay.DefaultBudget), sources: make(map[netip.Prefix]*source)}
 }
 
 // come takes a new connection, which begins with its handshake. It returns nil,
@@ -57,6 +65,9 @@ func (a *admission) come(from netip.Addr, many bool) (*source, string) {
 		return nil, "too_many"
 	case handshakes <= 0 || !many && s.handshakes >= handshakes:
 		return nil, "too_many_handshakes"
+	case !s.budget.Hold(handshakeCost):
+		s.budget.Release(handshakeCost)
+		return nil, "memory"
 	}
 	a.sources[s.prefix] = s
 	s.connections++
@@ -78,6 +89,7 @@ func (a *admission) move(s *source, from netip.Addr) (*source, string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.sources[s.prefix] = s
+	s.budget.Hold(handshakeCost)
 	s.connections++
 	s.handshakes++
 	a.connections++
@@ -109,7 +121,7 @@ func (a *admission) at(from netip.Addr) *source {
 	if s := a.sources[prefix]; s != nil {
 		return s
 	}
-	return &source{prefix: prefix}
+	return &source{prefix: prefix, budget: a.budget.Share()}
 }
 
 // forget drops a source that has nothing here. a.mu is held.
@@ -125,6 +137,7 @@ func (a *admission) shaken(s *source) {
 	defer a.mu.Unlock()
 	s.handshakes--
 	a.handshakes--
+	s.budget.Release(handshakeCost)
 }
 
 // leave gives the place of a connection back.

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"net"
 	"net/netip"
+	"sallyport/roles/relay"
 	"testing"
 	"time"
 
@@ -14,7 +15,7 @@ import (
 )
 
 func TestSourcesShare(t *testing.T) {
-	a := &admission{maxConnections: 100, maxPerSource: 100, maxHandshakes: 1000, maxCalls: 100, maxCallsPerSource: 100, sources: make(map[netip.Prefix]*source)}
+	a := &admission{maxConnections: 100, maxPerSource: 100, maxHandshakes: 1000, maxCalls: 100, maxCallsPerSource: 100, budget: relay.NewBudget(1 << 30), sources: make(map[netip.Prefix]*source)}
 	come := func(address string) *source {
 		s, _ := a.come(netip.MustParseAddr(address), false)
 		return s

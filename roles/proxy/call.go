@@ -30,6 +30,9 @@ func (p *proxy) serve(c *relay.Call) {
 	record := &relay.CallRecord{Method: c.Path(), Source: origin.name, RequestID: id}
 	p.metrics.Begin()
 	room := crowd.begin(origin.share)
+	if origin.visitor {
+		room = c.Charge(origin.share.budget) && room
+	}
 	from.calls.begin(c) // before it is judged, so that no change in between is missed
 	c.OnDone(func(o relay.Outcome) {
 		from.calls.end(c)

@@ -84,7 +84,7 @@ func (c *component) control(ctx context.Context, conn *link.Conn) {
 // its last one has ended, also beyond its certificate, see supervise.
 func (c *component) relay(ctx context.Context, nc *link.Conn) {
 	p := c.proxy
-	conn := relay.NewClient(nc, &relay.Options{Limits: relay.LinkLimits(), Metrics: p.frames, Log: p.log, Hop: p.hop(), Remote: "link to core"})
+	conn := relay.NewClient(nc, &relay.Options{Limits: relay.LinkLimits(), Metrics: p.frames, Budget: p.deps.Budget, Log: p.log, Hop: p.hop(), Remote: "link to core"})
 	// It is in the pool before it is ready: core drains the former link once
 	// this one answers, and then it has to take the calls.
 	p.links.Add(conn)

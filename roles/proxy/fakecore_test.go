@@ -373,7 +373,7 @@ func runProxy(t *testing.T, c *fakeCore, s configs.Proxy) *running {
 	if s.GRPCAddress == "" {
 		s.GRPCAddress, s.PublicAddress = "127.0.0.1:0", "127.0.0.1:0"
 	}
-	r := &running{t: t, core: c, ready: make(chan error, 1000), crowd: newAdmission(configs.DefaultLimits())}
+	r := &running{t: t, core: c, ready: make(chan error, 1000), crowd: newAdmission(configs.DefaultLimits(), nil)}
 	ctx, cancel := context.WithCancel(context.Background())
 	started := make(chan Info, 1)
 	done := make(chan error, 1)

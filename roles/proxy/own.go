@@ -65,7 +65,7 @@ func (o *ownServices) run(ctx context.Context) {
 // carry brings calls to the server over one connection until it ends.
 func (o *ownServices) carry(ctx context.Context, nc net.Conn) {
 	p := o.proxy
-	conn := relay.NewClient(nc, &relay.Options{Limits: relay.UpstreamLimits(), Metrics: p.frames, Log: p.log, Hop: p.hop(), Remote: "its own services"})
+	conn := relay.NewClient(nc, &relay.Options{Limits: relay.UpstreamLimits(), Metrics: p.frames, Budget: p.deps.Budget, Log: p.log, Hop: p.hop(), Remote: "its own services"})
 	ready := make(chan struct{})
 	go func() {
 		defer close(ready)

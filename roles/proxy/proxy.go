@@ -60,6 +60,7 @@ type Deps struct {
 	Log      *slog.Logger
 	Version  string
 	Registry prometheus.Registerer // nil: metrics are kept and shown nowhere
+	Budget   *relay.Budget         // what calls may make the process hold; nil: relay.DefaultBudget
 	Ready    func(err error)       // nil error: ready; called on every change
 	Started  func(Info)            // called once, when both ports are open
 	Firewall *firewall.File        // gets the addresses of core; nil: they are written nowhere

@@ -44,7 +44,7 @@ func newPublic(p *proxy) *public {
 		l.limits = configs.DefaultLimits()
 	}
 	if l.admission == nil {
-		l.admission = newAdmission(l.limits)
+		l.admission = newAdmission(l.limits, p.deps.Budget)
 	}
 	l.config = &tls.Config{
 		MinVersion: tls.VersionTLS12,
@@ -180,7 +180,7 @@ func (l *public) server(nc net.Conn, from *client) *relay.Conn {
 	if from.front {
 		limits = frontLimits(limits)
 	}
-	conn := relay.NewServer(nc, &relay.Options{Limits: limits, Metrics: p.frames, Log: p.log, Hop: p.hop(), Remote: "caller", Edge: true, Front: from.front,
+	conn := relay.NewServer(nc, &relay.Options{Limits: limits, Metrics: p.frames, Budget: from.from.budget, Log: p.log, Hop: p.hop(), Remote: "caller", Edge: true, Front: from.front,
 		Violated: p.violated, Web: p.web, Other: p.other}, relay.HandlerFunc(p.serve))
 	conn.SetPeer(from)
 	return conn

@@ -22,6 +22,7 @@ type Call struct {
 	header    []Field
 	timeout   time.Duration // -1 without
 	started   time.Time
+	account   *Budget // what is held for the call is counted here
 	up, down  atomic.Int64
 
 	mu       sync.Mutex // guards what follows
@@ -29,6 +30,7 @@ type Call struct {
 	o        ForwardOptions
 	tries    int
 	body     *buffer // what the caller has sent, while it may have to be sent (again)
+	keeping  bool    // body is kept although the call was forwarded
 	bodyEnd  bool
 	serving  *batch // the reader's, while ServeCall runs
 	answered bool   // a response header has gone to the caller
@@ -182,30 +184,46 @@ func (c *Call) forward(to *Conn, header []Field, o ForwardOptions, b *batch) err
 	c.tries++
 	if o.Retry == nil || c.body != nil && c.body.len() > heldMax {
 		c.freeBody()
-	} else if c.body == nil && !c.bodyEnd {
-		c.body = getBuffer()
+	} else {
+		c.keeping = true
 	}
 	return nil
 }
 
 // freeBody gives up the means to send the request again. c.mu is held.
 func (c *Call) freeBody() {
+	c.keeping = false
 	if c.body != nil {
-		c.in.c.budget.used.Add(-int64(c.body.len()))
-		c.in.c.m.Buffered.Add(-int64(c.body.len()))
-		putBuffer(c.body)
+		c.account.sub(int64(cap(c.body.b)))
+		c.in.c.m.Buffered.Add(-int64(cap(c.body.b)))
+		putSized(c.body)
 		c.body = nil
 	}
 }
 
 // keep appends to the held request. c.mu is held.
-func (c *Call) keep(p []byte) {
-	if c.body == nil {
-		c.body = getBuffer()
+func (c *Call) keep(p []byte) room {
+	var grown int64
+	c.body, grown = sized(c.body, p)
+	c.in.c.m.Buffered.Add(grown)
+	return c.account.add(grown)
+}
+
+// Charge has what is held for the call counted in b, and says whether there was
+// room for it. A handler calls it before anything else, from ServeCall; without
+// it that is the budget of the connection on which the call came.
+func (c *Call) Charge(b *Budget) bool {
+	in := &c.in
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	in.c.mu.Lock()
+	defer in.c.mu.Unlock()
+	if in.gone || c.account == b || in.held != 0 || c.body != nil {
+		return true
 	}
-	c.body.push(p)
-	c.in.c.budget.used.Add(int64(len(p)))
-	c.in.c.m.Buffered.Add(int64(len(p)))
+	c.account.sub(in.weight)
+	c.account = b
+	return b.add(in.weight) == roomy
 }
 
 // requestData is DATA from the caller.
@@ -234,20 +252,23 @@ func (c *Call) requestData(p []byte, end bool, b *batch) {
 	}
 	c.bodyEnd = c.bodyEnd || end
 	out := c.out
-	if out == nil || c.body != nil {
-		if out != nil && (c.body.len()+len(p) > heldMax || c.in.c.budget.used.Load() > c.in.c.budget.limit/2) {
+	var over bool
+	if out == nil || c.keeping {
+		have := 0
+		if c.body != nil {
+			have = c.body.len()
+		}
+		if out != nil && (have+len(p) > heldMax || c.account.half()) {
 			c.freeBody() // the next hop has it; not to try again elsewhere is what it costs least to give up
 		} else if len(p) > 0 {
-			c.keep(p)
+			left := c.keep(p)
+			over = out == nil && (left == crammed || left == tight && have > 16<<10)
 		}
 	}
-	var over bool
 	if out != nil {
 		out.c.mu.Lock()
 		over = out.c.sendData(out, p, end, b)
 		out.c.mu.Unlock()
-	} else {
-		over = c.in.c.budget.used.Load() > 2*c.in.c.budget.limit
 	}
 	c.mu.Unlock()
 	if over {

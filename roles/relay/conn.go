@@ -19,7 +19,7 @@ import (
 type Options struct {
 	Limits  Limits
 	Metrics *Metrics     // nil: counted nowhere
-	Budget  *Budget      // nil: DefaultBudget
+	Budget  *Budget      // what the peer and its calls hold is counted here; nil: DefaultBudget
 	Log     *slog.Logger // nil: nothing is logged
 	Hop     string       // who we are, as callers read it in errors: "edge", "core", "gateway orders-1"
 	Remote  string       // what is at the other end, as callers read it: "link to gateway orders-1", "upstream orders"
@@ -121,6 +121,8 @@ type Conn struct {
 	rates      rates
 	gotFirst   bool // the peer's first SETTINGS
 
+	heldReading int64 // bytes counted for what has come in part
+
 	lastRead atomic.Int64 // unix nanoseconds
 	open     atomic.Int64 // streams open or waiting for a place
 	calm     atomic.Int64 // frames that account for PING and WINDOW_UPDATE of the peer
@@ -130,6 +132,8 @@ type Conn struct {
 	dirty         bool // somebody will flush
 	writing       bool // somebody is flushing
 	stuck         int64
+	heldWriting   int64 // bytes counted for what the socket does not take
+	blockBy       int64 // when the header block that has begun has to be whole, 0: none has
 	enc           headerEncoder
 	streams       map[uint32]*stream
 	recent        closedRing
@@ -238,6 +242,7 @@ func (c *Conn) adjust() {
 // Run speaks on the connection until it ends, and returns why, in words. It must
 // be called exactly once. When ctx ends the connection is closed.
 func (c *Conn) Run(ctx context.Context) error {
+	c.budget.add(connCost)
 	c.m.Conns.Add(1)
 	c.m.ConnsOpen.Add(1)
 	defer c.m.ConnsOpen.Add(-1)
@@ -257,7 +262,10 @@ func (c *Conn) Run(ctx context.Context) error {
 		}
 	}
 	if c.sock != nil {
-		c.sock.own(2*c.lim.Backlog+1<<20, c.rbatch.run)
+		c.sock.own(2*c.lim.Backlog+1<<20, func() {
+			c.holdReading()
+			c.rbatch.run()
+		})
 	}
 	closing := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -341,6 +349,8 @@ func (c *Conn) end(err error) error {
 		putBuffer(c.wbuf)
 		c.wbuf = nil
 	}
+	c.budget.sub(connCost + c.heldWriting + c.heldReading)
+	c.heldWriting, c.heldReading = 0, 0
 	for _, s := range c.streams {
 		c.remove(s, closedUnknown, b)
 	}
@@ -350,6 +360,8 @@ func (c *Conn) end(err error) error {
 		readBuffers.Put(c.rb)
 		c.rb = nil
 	}
+	putSized(c.block.buf)
+	c.block = headerBlock{}
 	close(c.done)
 	return why
 }
@@ -414,7 +426,7 @@ func (c *Conn) Close(reason error) {
 	running := c.running
 	c.mu.Unlock()
 	if running {
-		_ = c.bottom.SetReadDeadline(time.Unix(1, 0)) // the reader does the rest
+		_ = c.bottom.SetReadDeadline(past) // the reader does the rest
 	}
 }
 
@@ -435,6 +447,9 @@ func (c *Conn) Peer() any { return c.peer }
 
 // RemoteAddr is the peer's address.
 func (c *Conn) RemoteAddr() net.Addr { return c.nc.RemoteAddr() }
+
+// past is a deadline that wakes whoever waits.
+var past = time.Unix(1, 0)
 
 // over says whether Run has returned.
 func (c *Conn) over() bool {

@@ -208,7 +208,7 @@ func (c *Conn) maybeDrained() {
 	if c.draining && (c.client || c.finalSent) || c.goneAway && c.client {
 		c.finish, c.why = true, ErrDrained
 		if c.running {
-			_ = c.bottom.SetReadDeadline(time.Unix(1, 0)) // wakes the reader
+			_ = c.bottom.SetReadDeadline(past) // wakes the reader
 		}
 	}
 }

@@ -38,39 +38,44 @@ func (c *Conn) sendData(s *stream, p []byte, end bool, b *batch) (over bool) {
 		return false
 	}
 	if s.queue == nil {
-		s.queue = getBuffer()
 		s.moved = time.Now().UnixNano()
+		if c.queued == 0 {
+			c.progress = s.moved
+		}
 	}
-	s.queue.push(p)
-	held := c.hold(int64(len(p)))
-	if c.queued == int64(len(p)) {
-		c.progress = s.moved
-	}
+	var grown int64
+	s.queue, grown = sized(s.queue, p)
+	left := c.hold(s, grown)
 	c.arm(time.Second)
 	c.enqueue(s, b)
-	return held > 0 && (s.queue.len() > 16<<10 || held > 1)
+	return left == crammed || left == tight && s.queue.len() > 16<<10
 }
 
-// hold counts n bytes as waiting: 1 when that is over a budget, 2 when it is far
-// over. c.mu is held.
-func (c *Conn) hold(n int64) int {
+// hold counts n bytes more as waiting in s, and says what room is left: in the
+// budget of whoever made the call, and on this connection. c.mu is held.
+func (c *Conn) hold(s *stream, n int64) room {
+	s.held += n
 	c.queued += n
 	c.m.Buffered.Add(n)
-	used := c.budget.used.Add(n)
+	left := s.call.account.add(n)
 	switch {
-	case c.queued > 2*c.lim.ConnBuffer || used > 2*c.budget.limit:
-		return 2
-	case c.queued > c.lim.ConnBuffer || used > c.budget.limit:
-		return 1
+	case c.queued > 2*c.lim.ConnBuffer:
+		return crammed
+	case c.queued > c.lim.ConnBuffer:
+		return max(left, tight)
 	}
-	return 0
+	return left
 }
 
-// release counts n bytes as no longer waiting. c.mu is held.
-func (c *Conn) release(n int64) {
-	c.queued -= n
-	c.m.Buffered.Add(-n)
-	c.budget.used.Add(-n)
+// release counts nothing as waiting in s any more. c.mu is held.
+func (c *Conn) release(s *stream) {
+	if s.held == 0 {
+		return
+	}
+	c.queued -= s.held
+	c.m.Buffered.Add(-s.held)
+	s.call.account.sub(s.held)
+	s.held = 0
 }
 
 func (c *Conn) buffered() int {
@@ -155,10 +160,10 @@ func (c *Conn) pump(b *batch) {
 			s.queue = nil
 		}
 		s.moved, c.progress = now, now
-		c.release(int64(n))
 		c.writeData(s, q.rest()[:n], last && s.end && s.trailers == nil, b)
 		if last {
-			putBuffer(q)
+			putSized(q)
+			c.release(s)
 			if s.trailers != nil {
 				c.writeHeaders(s, s.trailers, true, b)
 			}
@@ -258,9 +263,9 @@ func (c *Conn) peerWindow(n int64, b *batch) error {
 // dropQueue forgets what waits to be sent on s. c.mu is held.
 func (c *Conn) dropQueue(s *stream) {
 	if s.queue != nil {
-		c.release(int64(s.queue.len()))
-		putBuffer(s.queue)
+		putSized(s.queue)
 		s.queue = nil
 	}
+	c.release(s)
 	s.trailers = nil
 }

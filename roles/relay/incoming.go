@@ -34,7 +34,7 @@ func (c *Conn) newCall(id uint32, fields []Field, end, tooLarge bool, b *batch) 
 			broken = streamErr(codeProtocol, "content-length is %d, and no bytes come", length)
 		}
 	}
-	call := &Call{timeout: -1, started: time.Unix(0, c.lastRead.Load()), bodyEnd: end, serving: b}
+	call := &Call{timeout: -1, started: time.Unix(0, c.lastRead.Load()), bodyEnd: end, serving: b, account: c.budget}
 	in := &call.in
 	in.c, in.call, in.id, in.recvEnd, in.length, in.recvWindow = c, call, id, end, length, int64(c.lim.StreamWindow)
 	var v *Violation
@@ -71,12 +71,12 @@ func (c *Conn) newCall(id uint32, fields []Field, end, tooLarge bool, b *batch) 
 	in.sendWindow = c.peerInitial
 	c.streams[id] = in
 	c.open.Add(1)
-	if size := int64(len(call.path)+len(call.authority)) + headerSize(call.header); size > smallList && v == nil {
-		in.weight = size
-		c.headers += size
-		if used := c.budget.used.Add(size); c.headers > c.lim.ConnBuffer/4 || used > c.budget.limit {
-			v = &Violation{Code: codes.ResourceExhausted, Reason: "header_space", Message: c.hop + ": too many calls with large headers are open"}
-		}
+	// A header stays as long as its call, and costs its sender next to nothing
+	// once it is in the compression table.
+	in.weight = callCost + int64(len(call.path)+len(call.authority)) + headerSize(call.header)
+	c.headers += in.largeHeader()
+	if left := c.budget.add(in.weight); v == nil && (in.largeHeader() > 0 && c.headers > c.lim.ConnBuffer/4 || left != roomy) {
+		v = &Violation{Code: codes.ResourceExhausted, Reason: "header_space", Message: c.hop + ": no memory is left for another call from here"}
 	}
 	if len(c.streams) == 1 {
 		c.armPing()

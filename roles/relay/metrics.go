@@ -39,11 +39,13 @@ const (
 	CalmStall
 	CalmBacklog
 	CalmFirstFrame
+	CalmHeaderTime
+	CalmMemory
 	calmKinds
 )
 
 var calmNames = [calmKinds]string{"resets", "pings", "settings", "priorities", "empty_data", "window_updates",
-	"continuations", "header_block", "malformed", "stall", "backlog", "first_frame"}
+	"continuations", "header_block", "malformed", "stall", "backlog", "first_frame", "header_time", "memory"}
 
 // String is the name of the limit as it stands in metrics.
 func (k CalmKind) String() string {

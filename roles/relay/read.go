@@ -82,6 +82,7 @@ func (c *Conn) fill(b *batch) error {
 				readBuffers.Put(c.rb)
 				c.rb, c.rr, c.rw = nil, 0, 0
 			}
+			c.holdReading()
 			if err := c.sock.fill(); err != nil {
 				return err
 			}
@@ -296,7 +297,10 @@ func (c *Conn) onHeaders(f frame, p []byte, b *batch) error {
 		return c.onBlock(f.id, p, f.has(flagEndStream), b)
 	}
 	c.block.id, c.block.end, c.block.frames = f.id, f.has(flagEndStream), 0
-	c.block.buf = getBuffer()
+	c.mu.Lock()
+	c.blockBy = c.lastRead.Load() + int64(c.lim.HeaderTime)
+	c.arm(c.lim.HeaderTime)
+	c.mu.Unlock()
 	return c.growBlock(p)
 }
 
@@ -316,18 +320,23 @@ func (c *Conn) onContinuation(f frame, p []byte, b *batch) error {
 	}
 	block := c.block
 	c.block = headerBlock{}
-	defer putBuffer(block.buf)
+	defer putSized(block.buf)
+	c.mu.Lock()
+	c.blockBy = 0
+	c.mu.Unlock()
 	return c.onBlock(block.id, block.buf.b, block.end, b)
 }
 
 // growBlock keeps a fragment, unless the block could not be kept anyway.
 func (c *Conn) growBlock(p []byte) error {
-	if len(c.block.buf.b)+len(p) > int(c.lim.HeaderList)+minFrameSize {
-		putBuffer(c.block.buf)
-		c.block = headerBlock{}
+	had := 0
+	if c.block.buf != nil {
+		had = c.block.buf.len()
+	}
+	if had+len(p) > int(c.lim.HeaderList)+minFrameSize {
 		return c.calmError(CalmHeaderBlock, "a header block of more than %d bytes", c.lim.HeaderList)
 	}
-	c.block.buf.b = append(c.block.buf.b, p...)
+	c.block.buf, _ = sized(c.block.buf, p)
 	return nil
 }
 

@@ -209,7 +209,7 @@ func (c *Call) refused(s *stream, reason error, b *batch) {
 		c.mu.Unlock()
 		return
 	}
-	whole := c.body != nil || c.bodyEnd && c.up.Load() == 0
+	whole := c.keeping || c.bodyEnd && c.up.Load() == 0
 	retry := c.o.Retry
 	if retry == nil || !whole || c.answered || c.tries >= maxTries {
 		c.mu.Unlock()

@@ -20,4 +20,6 @@ func (s *socket) complete() bool    { return false }
 func (s *socket) buffered() int     { return 0 }
 func (s *socket) own(int, func())   {}
 func (s *socket) pending() bool     { return false }
+func (s *socket) held() int64       { return 0 }
+func (s *socket) partial() int64    { return 0 }
 func (s *socket) drain() error      { return nil }

@@ -38,6 +38,7 @@ type socket struct {
 	owned    bool       // an engine does the writing
 	most     int        // bytes kept for a peer that takes none
 	draining bool
+	busy     int64   // capacity of what is being written by drain
 	out      *buffer // accepted and not yet written
 	now      []byte  // being written
 	nowErr   error   // what became of now
@@ -260,6 +261,32 @@ func (s *socket) writeReady(fd uintptr) bool {
 	return true
 }
 
+// held is how much memory holds what the kernel has not taken.
+func (s *socket) held() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.busy
+	if s.out != nil {
+		n += int64(cap(s.out.b))
+	}
+	return n
+}
+
+// partial is how much memory TLS, or this socket, holds for a record of which a
+// part has come: TLS makes room for the whole.
+func (s *socket) partial() int64 {
+	switch {
+	case s.rbuf != nil:
+		return readSize
+	case s.left > 0:
+		return recordRoom
+	}
+	return 0
+}
+
+// recordRoom is what TLS makes ready for a record.
+const recordRoom = 18 << 10
+
 // pending says whether the kernel has not taken everything.
 func (s *socket) pending() bool {
 	s.mu.Lock()
@@ -274,7 +301,7 @@ func (s *socket) drain() error {
 	defer s.mu.Unlock()
 	for s.out != nil && s.werr == nil {
 		out := s.out
-		s.out, s.draining = nil, true
+		s.out, s.draining, s.busy = nil, true, int64(cap(out.b))
 		s.now, s.nowErr = out.rest(), nil
 		s.mu.Unlock()
 		err := s.raw.Write(s.writeFn)
@@ -282,7 +309,7 @@ func (s *socket) drain() error {
 		if err == nil {
 			err = s.nowErr
 		}
-		s.now, s.draining = nil, false
+		s.now, s.draining, s.busy = nil, false, 0
 		putBuffer(out)
 		if s.werr == nil {
 			s.werr = err

@@ -17,6 +17,7 @@ type stream struct {
 	base64     bool  // left counts base64
 
 	queue    *buffer // bytes that wait for a window
+	held     int64   // bytes counted in the call's budget for what waits
 	trailers []Field // sent after the queue, with END_STREAM
 	end      bool    // END_STREAM follows the queue
 	sentEnd  bool
@@ -31,7 +32,7 @@ type stream struct {
 	received int64 // message bytes received; reader only
 	answered bool  // the final response header was received; reader only
 	informed uint8 // 1xx responses received; reader only
-	weight   int64 // bytes of a request header that is large enough to be counted
+	weight   int64 // bytes counted for the call and its request header
 
 	wait                *waitingStream
 	onHeader, onTrailer func([]Field) []Field // of the response
@@ -41,6 +42,14 @@ type stream struct {
 	wheel        bool  // in the timer wheel
 	dueTick      int64
 	wPrev, wNext *stream
+}
+
+// largeHeader is the size of the request's header if that is larger than usual.
+func (s *stream) largeHeader() int64 {
+	if n := s.weight - callCost; n > smallList {
+		return n
+	}
+	return 0
 }
 
 func (s *stream) queued() int {

@@ -143,6 +143,7 @@ func (c *Conn) sendTrailers(s *stream, fields []Field, b *batch) {
 	}
 	if s.queue != nil || s.id == 0 {
 		s.trailers, s.end = append(make([]Field, 0, len(fields)), fields...), true
+		c.hold(s, headerSize(fields))
 		return
 	}
 	c.writeHeaders(s, fields, true, b)
@@ -184,8 +185,8 @@ func (c *Conn) remove(s *stream, how closedHow, b *batch) {
 	s.gone = true
 	c.open.Add(-1)
 	if s.weight > 0 {
-		c.headers -= s.weight
-		c.budget.used.Add(-s.weight)
+		c.headers -= s.largeHeader()
+		s.call.account.sub(s.weight)
 	}
 	c.dropQueue(s)
 	c.timers.cancel(s)
@@ -202,9 +203,7 @@ func (c *Conn) remove(s *stream, how closedHow, b *batch) {
 	}
 }
 
-// smallList is a header list, in bytes, that is not worth counting. Larger ones
-// are: they stay as long as their call, and cost their sender next to nothing
-// once they are in the compression table.
+// smallList is a header list, in bytes, that is nothing special.
 const smallList = 4 << 10
 
 // headerSize is the size of a header list, as SETTINGS_MAX_HEADER_LIST_SIZE counts.

@@ -171,6 +171,7 @@ func (c *Conn) onTimer() {
 	due, at := c.timers.due(now)
 	want(at)
 	want(c.checkStart(now))
+	want(c.checkBlock(now))
 	want(c.checkPeer(now, &b))
 	want(c.checkDrain(now, &b))
 	stalled, at = c.checkStall(now)
@@ -209,6 +210,20 @@ func (c *Conn) checkStart(now int64) int64 {
 		c.calmed(CalmFirstFrame)
 		c.abort(fmt.Errorf("%s said nothing for %v", c.remote, c.lim.FirstFrame))
 	}
+	return 0
+}
+
+// checkBlock gives up a peer that does not finish a header block.
+func (c *Conn) checkBlock(now int64) int64 {
+	if c.blockBy == 0 || c.why != nil {
+		return 0
+	}
+	if now < c.blockBy {
+		return c.blockBy
+	}
+	c.calmed(CalmHeaderTime)
+	c.why = connErr(codeCalm, "a header block was not complete within %v", c.lim.HeaderTime)
+	_ = c.bottom.SetReadDeadline(past)
 	return 0
 }
 
@@ -284,7 +299,7 @@ func (c *Conn) checkStall(now int64) (stalled []*stream, next int64) {
 	if c.sendWindow <= 0 && now-c.progress > stall && c.why == nil {
 		c.calmed(CalmStall)
 		c.why = connErr(codeCalm, "the peer has granted no window for %v", c.lim.Stall)
-		_ = c.bottom.SetReadDeadline(time.Unix(1, 0))
+		_ = c.bottom.SetReadDeadline(past)
 		return nil, 0
 	}
 	for _, s := range c.streams {

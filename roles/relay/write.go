@@ -54,6 +54,9 @@ func (c *Conn) wb(b *batch) *buffer {
 		c.wbuf = getBuffer()
 	}
 	c.touch(b)
+	if c.stuck != 0 && int64(cap(c.wbuf.b)) > c.heldWriting {
+		c.holdWriting()
+	}
 	if n := len(c.wbuf.b); n > c.lim.Backlog || c.flooded {
 		if !c.flooded {
 			c.flooded = true
@@ -125,6 +128,9 @@ func (c *Conn) idleWriter() {
 		c.wbuf = nil
 	}
 	c.writing = false
+	if c.heldWriting != 0 {
+		c.holdWriting()
+	}
 	if c.finish {
 		c.nothingLeft()
 	}
@@ -145,6 +151,7 @@ func (c *Conn) spawnWriter() {
 		return
 	}
 	c.stuck = time.Now().UnixNano()
+	c.holdWriting()
 	c.arm(time.Second)
 	c.writers.Add(1)
 	go c.writeLoop()
@@ -171,6 +178,7 @@ func (c *Conn) writeLoop() {
 		}
 		c.stuck = time.Now().UnixNano()
 		c.pump(&b)
+		c.holdWriting()
 		if c.wbuf == nil || len(c.wbuf.b) == 0 {
 			c.stuck = 0
 			c.idleWriter()
