@@ -50,7 +50,7 @@ func (g *gateway) dialCore(ctx context.Context, alpn string, n uint32) (*link.Co
 	if err != nil {
 		return nil, err
 	}
-	dialler := &link.Dialler{Self: g.self, Log: g.log, Connect: connect, Outside: outside}
+	dialler := &link.Dialler{Self: g.self, Log: g.log, Connect: connectOut, Outside: outside}
 	return dialler.Dial(ctx, address, alpn, pki.Expect{Role: pki.RoleCore})
 }
 

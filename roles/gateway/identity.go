@@ -41,7 +41,7 @@ func (g *gateway) join(ctx context.Context, token pki.Token) error {
 	if err != nil {
 		return fmt.Errorf("join core at %s: %w", address, err)
 	}
-	dialler := &link.Dialler{Self: g.self, Token: &token, Log: g.log, Connect: connect, Outside: outside}
+	dialler := &link.Dialler{Self: g.self, Token: &token, Log: g.log, Connect: connectOut, Outside: outside}
 	newcomer := &link.Newcomer{Token: token, Role: pki.RoleGateway, Dir: g.dir(), Version: g.deps.Version}
 	ctx, done := context.WithCancel(ctx)
 	defer done()

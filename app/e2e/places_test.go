@@ -2,7 +2,11 @@ package e2e
 
 import (
 	"errors"
+	"io"
 	"io/fs"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -48,4 +52,47 @@ func TestStateInMemory(t *testing.T) {
 		}
 	}
 	d.startRefused("third", []string{"--role", "gateway", "--state", "memory", "--join", token(t, g.args[2])}, nil, "live instances")
+}
+
+// TestGatewayBehindProxy: a gateway whose network lets nothing out but through
+// an HTTP proxy, and which cannot resolve core's name, serves calls. The proxy
+// sees a tunnel to core's port and nothing else.
+func TestGatewayBehindProxy(t *testing.T) {
+	t.Parallel()
+	d := deploy(t, "[methods]\n\"/sallyport.demo.v1.Echo/*\" = [\"public\"]\n")
+	_, port, _ := net.SplitHostPort(d.coreAddr)
+	asked := make(chan string, 16)
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case asked <- r.Method + " " + r.Host:
+		default:
+		}
+		if r.Host != "core.test:"+port {
+			http.Error(w, "not allowed", http.StatusForbidden)
+			return
+		}
+		to, err := net.Dial("tcp", d.coreAddr)
+		if err != nil {
+			http.Error(w, "down", http.StatusBadGateway)
+			return
+		}
+		defer to.Close()
+		from, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			return
+		}
+		defer from.Close()
+		io.WriteString(from, "HTTP/1.1 200 OK\r\n\r\n")
+		go io.Copy(to, from)
+		io.Copy(from, to)
+	}))
+	defer proxy.CloseClientConnections()
+	d.addGateway("office", nil, "HTTPS_PROXY="+proxy.URL, "SALLYPORT_CORE=core.test:"+port)
+	eventually(t, 20*time.Second, "a call travels", func() error {
+		_, err := d.call("sallyport.demo.v1.Echo/Say", `{"text":"hello"}`)
+		return err
+	})
+	if first := <-asked; first != "CONNECT core.test:"+port {
+		t.Errorf("the proxy was asked %q", first)
+	}
 }
