@@ -27,8 +27,9 @@ type http1 struct {
 }
 
 const (
-	http1Body   = 64 << 20  // bytes of one request: a message, there is no more in gRPC-Web
-	http1Window = 256 << 10 // bytes of a response that may wait for its client
+	http1Body   = 64 << 20               // bytes of one request: a message, there is no more in gRPC-Web
+	http1Window = 256 << 10              // bytes of a response that may wait for its client
+	http1Rest   = 250 * time.Millisecond // for the rest of a request after its answer
 )
 
 func newHTTP1(l *public) *http1 {
@@ -170,7 +171,9 @@ func (h *http1) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		tooLarge(w)
 		return
 	}
-	body := &http1Reader{ReadCloser: http.MaxBytesReader(w, r.Body, http1Body), control: control, stall: h.public.limits.Stall}
+	// A service may answer before it has been sent everything.
+	_ = control.EnableFullDuplex()
+	body := &http1Reader{body: http.MaxBytesReader(w, r.Body, http1Body), control: control, stall: h.public.limits.Stall}
 	out := (&http.Request{Method: r.Method, Host: r.Host, URL: &url.URL{Scheme: "http", Host: "edge", Opaque: requestPath(r.RequestURI)},
 		Header: requestHeader(r.Header), Body: body, ContentLength: r.ContentLength}).WithContext(r.Context())
 	if r.ContentLength == 0 {
@@ -178,6 +181,7 @@ func (h *http1) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	response, err := c.transport.RoundTrip(out)
 	if err != nil {
+		body.finish()
 		var large *http.MaxBytesError
 		switch {
 		case errors.As(err, &large):
@@ -191,6 +195,7 @@ func (h *http1) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer response.Body.Close()
+	defer body.finish()
 	header := w.Header()
 	for name, values := range response.Header {
 		header[name] = values
@@ -226,16 +231,55 @@ func deliver(w io.Writer, control *http.ResponseController, body io.Reader, stal
 
 // http1Reader is the body of a request, whose next bytes have to come in time.
 type http1Reader struct {
-	io.ReadCloser
+	body    io.Reader
 	control *http.ResponseController
 	stall   time.Duration
+
+	mu   sync.Mutex // guards what follows
+	over bool       // nothing more is waited for: all has come, or nobody wants it
 }
 
+// Read reads what comes next.
 func (b *http1Reader) Read(p []byte) (int, error) {
-	_ = b.control.SetReadDeadline(time.Now().Add(b.stall))
-	n, err := b.ReadCloser.Read(p)
-	_ = b.control.SetReadDeadline(time.Time{})
+	b.wait(b.stall)
+	n, err := b.body.Read(p)
+	if err == nil || err == io.EOF {
+		b.wait(0)
+	}
+	if err == io.EOF {
+		b.mu.Lock()
+		b.over = true
+		b.mu.Unlock()
+	}
 	return n, err
+}
+
+// Close does nothing: the server closes a request's body itself, after the
+// answer, and reads what is left of it for that.
+func (b *http1Reader) Close() error { return nil }
+
+// wait sets for how long bytes are waited for; 0: as long as it takes.
+func (b *http1Reader) wait(d time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.over:
+	case d == 0:
+		_ = b.control.SetReadDeadline(time.Time{})
+	default:
+		_ = b.control.SetReadDeadline(time.Now().Add(d))
+	}
+}
+
+// finish is the end of the answer: the rest of the request is of no use, but if
+// it is under way already, the connection can go on.
+func (b *http1Reader) finish() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.over {
+		b.over = true
+		_ = b.control.SetReadDeadline(time.Now().Add(http1Rest))
+	}
 }
 
 // requestPath is what the engine gets to see of a request's target: the target
