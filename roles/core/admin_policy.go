@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+
+	"google.golang.org/grpc/codes"
 
 	"sallyport/acme/pki"
 	"sallyport/roles/control"
 	"sallyport/roles/policy"
+	"sallyport/roles/policy/token"
 	"sallyport/roles/relay"
 	"sallyport/store"
 )
@@ -39,6 +43,7 @@ func (a *admin) check(ctx context.Context, text []byte, strict bool) (*control.C
 		return nil, nil, refusal(err)
 	}
 	out.Warnings, out.Denied = p.CheckAll(inventory)
+	out.Warnings = append(out.Warnings, a.core.issuers.unreachable(ctx, p.Issuers())...)
 	if strict && len(out.Warnings) > 0 {
 		out.Errors, out.Warnings = out.Warnings, nil
 		return out, nil, nil
@@ -116,13 +121,13 @@ func (a *admin) ExplainPolicy(_ context.Context, in *control.ExplainPolicyReques
 	if !ok {
 		return nil, wrong("policy explain: %q is no method: write it as /package.Service/Method", clean(in.GetMethod()))
 	}
-	caller, err := callerOf(in)
-	if err != nil {
-		return nil, err
-	}
 	r := a.core.router.ruling.Load()
+	caller, why, err := a.callerOf(in, r)
+	if err != nil || why != nil {
+		return why, err
+	}
 	e := r.policy.Explain(in.GetMethod(), caller)
-	out := &control.ExplainPolicyResponse{Allowed: e.Allowed, Code: relay.StatusName(e.Code), Reason: e.Reason, Row: e.Row, Needs: e.Needs, Holds: e.Holds, Grants: e.Deciding}
+	out := &control.ExplainPolicyResponse{Allowed: e.Allowed, Code: relay.StatusName(e.Code), Reason: e.Reason, Row: e.Row, Needs: e.Needs, Holds: e.Holds, Grants: e.Deciding, Caller: caller.ID}
 	if s := r.find(m.Service); s != nil {
 		for i := range s.targets {
 			out.Gateways = append(out.Gateways, s.targets[i].gateway.name)
@@ -131,33 +136,46 @@ func (a *admin) ExplainPolicy(_ context.Context, in *control.ExplainPolicyReques
 	return out, nil
 }
 
-// callerOf reads the caller that a question is about.
-func callerOf(in *control.ExplainPolicyRequest) (policy.Caller, error) {
-	c := policy.Caller{ID: in.GetCaller(), ClientCA: in.GetClientCa()}
-	switch {
-	case c.ID == "" || c.ID == "anonymous":
-		return policy.Caller{}, nil
-	case strings.HasPrefix(c.ID, "apikey:"):
-		c.Kind = policy.APIKey
-	case strings.HasPrefix(c.ID, "cn:"):
-		c.Kind = policy.Certificate
-	case strings.HasPrefix(c.ID, "spiffe://"):
-		c.Kind = policy.Certificate
-		if id, err := pki.ParseID(c.ID); err == nil && id.Role == pki.RoleGateway {
-			c.Kind = policy.Gateway
+// callerOf reads the caller that a question is about. A token that is not
+// accepted is an answer.
+func (a *admin) callerOf(in *control.ExplainPolicyRequest, r *ruling) (policy.Caller, *control.ExplainPolicyResponse, error) {
+	if raw := in.GetToken(); raw != "" {
+		if in.GetCaller() != "" {
+			return policy.Caller{}, nil, wrong("policy explain: name a caller or give a token, not both")
 		}
-	default:
-		return c, wrong("policy explain: caller %q is none of spiffe://…, cn:NAME, apikey:NAME or anonymous", clean(c.ID))
+		caller, no := token.Authenticate(r.keys, r.tokens, "Bearer "+raw, a.core.router.now())
+		if no != nil {
+			return caller, &control.ExplainPolicyResponse{Code: relay.StatusName(codes.Unauthenticated), Reason: no.Code, Refused: no.Message}, nil
+		}
+		return caller, nil, nil
 	}
-	via, name, _ := strings.Cut(in.GetVia(), ":")
-	switch {
-	case in.GetVia() == "":
-	case via == "proxy" && name != "":
-		c.ViaProxy = name
-	case via == "gateway" && name != "":
-		c.ViaGateway = name
-	default:
-		return c, wrong("policy explain: via %q is neither proxy:NAME nor gateway:NAME", clean(in.GetVia()))
+	id := in.GetCaller()
+	c, err := policy.ParseCaller(id, in.GetClientCa(), in.GetVia())
+	if err != nil {
+		return c, nil, wrong("policy explain: %s", clean(err.Error()))
 	}
-	return c, nil
+	if words := in.GetClaims(); len(words) > 0 {
+		issuer := issuerIn(r.policy, id)
+		if c.Kind != policy.Token || issuer == nil {
+			return c, nil, wrong("policy explain: claims are those of a token, and %s is no caller of an [[issuer]] of the policy", clean(id))
+		}
+		for _, word := range words {
+			if issuer.Grants(word) {
+				c.Permissions = append(c.Permissions, word)
+			}
+		}
+		slices.Sort(c.Permissions)
+	}
+	return c, nil, nil
+}
+
+// issuerIn is the issuer of a token's caller.
+func issuerIn(p *policy.Policy, identity string) *policy.Issuer {
+	url, _, _ := strings.Cut(identity, "#")
+	for _, i := range p.Issuers() {
+		if i.URL == url {
+			return &i
+		}
+	}
+	return nil
 }

@@ -49,6 +49,7 @@ func (a *admin) warnings(s *control.StatusResponse) []string {
 	if w := a.core.policy.warning(); w != "" {
 		out = append(out, w)
 	}
+	out = append(out, a.core.issuers.warnings()...)
 	if awaits := a.core.relearning.awaits(); len(awaits) > 0 {
 		out = append(out, "core was restored on a fresh host: it issues and relays nothing until it has heard "+strings.Join(awaits, ", ")+"; remove those that are gone for good")
 	}

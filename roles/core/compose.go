@@ -53,6 +53,11 @@ func (p *publisher) composeProxy(f *facts) *control.ProxyPart {
 		part.ApiKeys = append(part.ApiKeys, row)
 	}
 	slices.SortFunc(part.ApiKeys, func(a, b *control.APIKey) int { return bytes.Compare(a.Sha256, b.Sha256) })
+	for _, i := range f.issuers {
+		if i.Keys != nil {
+			part.Issuers = append(part.Issuers, &control.IssuerKeys{Url: i.URL, Jwks: i.Keys.JWKS()})
+		}
+	}
 	available := map[string]bool{}
 	for _, s := range f.services {
 		if s.State == store.ServiceRouted {

@@ -67,6 +67,7 @@ import (
 	"sallyport/firewall"
 	"sallyport/roles/control"
 	"sallyport/roles/link"
+	"sallyport/roles/policy/token"
 	"sallyport/roles/relay"
 	"sallyport/store"
 )
@@ -117,6 +118,7 @@ type core struct {
 	publisher  *publisher
 	router     *router
 	denials    *denials
+	issuers    *issuers
 	sessions   *link.CoreEnd
 	registrar  *link.Registrar
 	proxies    *proxies
@@ -210,9 +212,13 @@ func newCore(ctx context.Context, s configs.Core, d Deps, db *store.Core, opened
 	c.peers = newPeers(d.Log, s.NoPeerCheck)
 	c.denials = newDenials(db, d.Log)
 	c.router = &router{log: d.Log, shares: relay.NewShares(cmp.Or(d.Budget, relay.DefaultBudget)), registry: c.registry, denials: c.denials, calls: relay.NewCallMetrics("core", d.Registry),
-		access: relay.NewAccessLog(d.Log, s.AccessLog), now: time.Now, wait: routeWait, waiting: make(chan struct{}, maxWaiting), held: c.relearning.holds}
+		access: relay.NewAccessLog(d.Log, s.AccessLog), now: time.Now, wait: routeWait, waiting: make(chan struct{}, maxWaiting), held: c.relearning.holds, recheck: make(chan struct{}, 1)}
+	client := token.NewClient()
+	c.issuers = newIssuers(d.Log, func(ctx context.Context, url string) (*token.Keys, error) { return token.Fetch(ctx, client, url) },
+		func(ctx context.Context) error { return c.publisher.publish(ctx) })
+	c.router.newer = c.issuers.newer
 	c.publisher = &publisher{log: d.Log, db: db, ca: c.ca, list: list, crls: c.crls, self: c.self, registry: c.registry, lifetime: s.CertLifetime,
-		demo: s.Demo, advertise: c.advertise, listener: c.presents(), modeOf: c.modeOf, ruling: &c.router.ruling, peers: c.peers}
+		demo: s.Demo, advertise: c.advertise, listener: c.presents(), modeOf: c.modeOf, ruling: &c.router.ruling, ruled: c.router.ruled, issuers: c.issuers, peers: c.peers}
 	c.publisher.epoch.Store(epoch)
 	c.policy = &policyFile{path: s.PolicyFile, log: d.Log, db: db, publish: c.publisher.publish}
 	c.registrar = &link.Registrar{Adopt: c.adopt, Stored: c.stored, Verifier: c.recoveryVerifier, Renew: c.renew, Recovered: c.recovered,
@@ -269,6 +275,8 @@ func (c *core) run(ctx context.Context, d Deps, listener, socket net.Listener) e
 	group.Go(func() error { return c.backups(hard) })
 	group.Go(func() error { return c.policy.watch(hard) })
 	group.Go(func() error { return c.denials.run(hard) })
+	group.Go(func() error { return c.issuers.run(hard) })
+	group.Go(func() error { c.router.keepChecking(hard); return nil })
 	group.Go(func() error { return c.sweep(hard) })
 	group.Go(func() error {
 		select {

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"sallyport/roles/policy"
+	"sallyport/roles/policy/token"
 	"sallyport/roles/relay"
 )
 
@@ -16,6 +17,8 @@ type verdict struct {
 	policy.Decision
 	caller policy.Caller
 	denied string // who is counted for a refusal: the identity, or where a stranger came from
+	source string // where the call came from, by the proxy's word
+	newer  string // the issuer whose newer keys might change it
 }
 
 // judge decides about a call that came from a proxy. Nothing that the proxy
@@ -35,10 +38,10 @@ func (r *ruling) judge(path string, header []relay.Field, proxy string, now time
 	}
 	var v verdict
 	if authorization != "" {
-		caller, refusal := r.keys.Lookup(authorization, now)
+		caller, refusal := token.Authenticate(r.keys, r.tokens, authorization, now)
 		if refusal != nil {
-			v.Decision = policy.Decision{Code: codes.Unauthenticated, Reason: refusal.GetCode(), Message: refusal.GetCause()}
-			v.denied = prefix(source)
+			v.Decision = policy.Decision{Code: codes.Unauthenticated, Reason: refusal.Code, Message: refusal.Message}
+			v.denied, v.newer = prefix(source), refusal.Unknown
 			return v
 		}
 		v.caller = caller
@@ -52,12 +55,21 @@ func (r *ruling) judge(path string, header []relay.Field, proxy string, now time
 		v.caller = c.CallerVia(proxy)
 	}
 	v.Decision = r.policy.Decide(path, v.caller)
+	v.source = source
 	if !v.Allowed {
 		if v.denied = v.caller.Name(); v.denied == "" {
 			v.denied = prefix(source)
 		}
 	}
 	return v
+}
+
+// party is whose limits count: the caller's, or the source's of a stranger.
+func (v *verdict) party() string {
+	if v.caller.Kind == policy.Anonymous {
+		return policy.SourceOf(v.source)
+	}
+	return v.caller.Name()
 }
 
 // prefix is the network that a stranger is counted under: /24, or /64.

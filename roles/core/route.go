@@ -35,8 +35,13 @@ type router struct {
 	now      func() time.Time
 	wait     time.Duration
 
-	held func() string // why core relays nothing now; empty: it does
-	live livePassages
+	held    func() string // why core relays nothing now; empty: it does
+	newer   func(issuer string) <-chan struct{}
+	live    livePassages
+	recheck chan struct{} // callers are judged by other grounds than before
+	used    policy.Limiter
+
+	keyWaiters atomic.Int32
 
 	turn       atomic.Uint32 // so that idle gateways take turns
 	waiting    chan struct{} // a place per waiting call
@@ -69,12 +74,24 @@ func (r *router) ServeCall(call *relay.Call) {
 		call.Reject(codes.ResourceExhausted, "core: no memory is left for another call from this source", p.mark())
 		return
 	}
-	for now := r.ruling.Load(); p.decide(now); {
+	switch p.decideNow(false) {
+	case yes:
+		p.route()
+	case later:
+		p.awaitKeys()
+	}
+}
+
+// decideNow judges the call by the ruling in force.
+func (p *passage) decideNow(final bool) answer {
+	for now := p.router.ruling.Load(); ; {
+		if a := p.decide(now, final); a != yes {
+			return a
+		}
 		// Who was revoked meanwhile may not have been found among the calls.
-		newer := r.ruling.Load()
+		newer := p.router.ruling.Load()
 		if newer == now {
-			p.route()
-			return
+			return yes
 		}
 		now = newer
 	}
@@ -96,12 +113,16 @@ type passage struct {
 	call   *relay.Call
 	proxy  string
 
-	holder string // whose share of memory the call has
-	shard  uint32 // of livePassages
-	gone   bool   // the call has ended; guarded by the shard
-	ruling *ruling
-	header []relay.Field
-	failed []refused // links on which the call was handed back
+	holder  string // whose share of memory the call has
+	shard   uint32 // of livePassages
+	gone    bool   // the call has ended; guarded by the shard
+	ruling  *ruling
+	judged  atomic.Pointer[grounds] // that let the call in last
+	until   atomic.Int64            // when its credentials end, in Unix nanoseconds; 0: not by themselves
+	header  []relay.Field
+	counted bool            // among what its caller may do
+	failed  []refused       // links on which the call was handed back
+	fetched <-chan struct{} // closed when the keys are there that the call waits for
 
 	mu     sync.Mutex // guards what follows, which done reads
 	record relay.CallRecord
@@ -117,23 +138,50 @@ type refused struct {
 	reason error
 }
 
-// decide judges the call by r and rejects it when it is not allowed.
-func (p *passage) decide(r *ruling) bool {
-	v := r.judge(p.call.Path(), p.call.Header(), p.proxy, p.router.now())
+// answer is what came of judging a call.
+type answer int
+
+const (
+	no    answer = iota // it was rejected
+	yes                 // it may go on
+	later               // an issuer's newer keys will decide
+)
+
+// decide judges the call by r and rejects it when it is not allowed. When keys
+// that are being fetched may change that, it rejects it only if final is set.
+func (p *passage) decide(r *ruling, final bool) answer {
+	now := p.router.now()
+	v := r.judge(p.call.Path(), p.call.Header(), p.proxy, now)
+	if !v.Allowed && v.newer != "" && !final {
+		if p.fetched = p.router.newer(v.newer); p.fetched != nil {
+			return later
+		}
+	}
 	p.ruling = r
 	p.mu.Lock()
 	p.record.Caller = v.caller.Name()
-	if !v.Allowed {
-		p.record.Denied = v.Reason
-	}
 	p.mu.Unlock()
 	if !v.Allowed {
-		p.router.denials.add(v.denied, p.call.Path(), v.Reason, v.Code, p.router.now())
-		p.call.Reject(v.Code, v.Message, p.mark())
-		return false
+		p.deny(&v, now)
+		return no
 	}
-	p.header = onward(p.call.Header(), &v, p.record.RequestID)
-	return true
+	if !v.caller.Expires.IsZero() {
+		p.until.Store(v.caller.Expires.UnixNano())
+	}
+	p.judged.Store(r.grounds)
+	if !p.treat(&v, now) {
+		return no
+	}
+	return yes
+}
+
+// deny rejects the call and counts that.
+func (p *passage) deny(v *verdict, now time.Time) {
+	p.mu.Lock()
+	p.record.Denied = v.Reason
+	p.mu.Unlock()
+	p.router.denials.add(v.denied, p.call.Path(), v.Reason, v.Code, now)
+	p.call.Reject(v.Code, v.Message, p.mark())
 }
 
 // mark is the request id that goes with every answer of core's own.
@@ -292,7 +340,7 @@ func (p *passage) await(name string) {
 		defer timer.Stop()
 		for {
 			changed := r.registry.waiter()
-			if now := r.ruling.Load(); now != p.ruling && !p.decide(now) {
+			if now := r.ruling.Load(); now != p.ruling && p.decide(now, true) != yes {
 				return
 			}
 			switch p.try(name) {

@@ -1,13 +1,16 @@
 package core
 
 import (
+	"bytes"
 	"crypto/sha256"
+	"slices"
 	"sort"
 	"strings"
 	"sync/atomic"
 
 	"sallyport/acme/pki"
 	"sallyport/roles/policy"
+	"sallyport/roles/policy/token"
 	"sallyport/store"
 )
 
@@ -16,8 +19,36 @@ type ruling struct {
 	policy   *policy.Policy
 	version  uint64 // of the policy, 0: built in
 	keys     *policy.Keys
+	tokens   *token.Set
+	grounds  *grounds
 	services map[string]*service
 	patterns []*service // names ending in .*, longest first
+}
+
+// grounds is what a ruling judges callers by. Rulings that differ only in who
+// serves what have the same: no open call has to be judged again.
+type grounds struct {
+	policy *policy.Policy
+	rows   []store.APIKeyRecord
+	keys   *policy.Keys
+	tokens *token.Set
+}
+
+// ground returns the grounds that facts give, the former ones if they do not
+// differ.
+func (p *publisher) ground(f *facts) *grounds {
+	former := p.grounds
+	if former == nil {
+		former = &grounds{}
+	}
+	tokens := token.NewSet(f.issuers, former.tokens)
+	same := func(a, b store.APIKeyRecord) bool {
+		return a.Name == b.Name && a.Revoked.Equal(b.Revoked) && a.Expires.Equal(b.Expires) && bytes.Equal(a.SHA256, b.SHA256)
+	}
+	if p.grounds == nil || former.policy != f.policy || former.tokens != tokens || !slices.EqualFunc(former.rows, f.keys, same) {
+		p.grounds = &grounds{policy: f.policy, rows: f.keys, keys: keysOf(f.keys), tokens: tokens}
+	}
+	return p.grounds
 }
 
 // service is who may serve a service.
@@ -40,7 +71,8 @@ type target struct {
 // rule makes the ruling of facts. need is the generation of each component's
 // snapshot.
 func (p *publisher) rule(f *facts, need map[*component]uint64) *ruling {
-	r := &ruling{policy: f.policy, version: p.version, keys: keysOf(f.keys), services: map[string]*service{}}
+	g := p.ground(f)
+	r := &ruling{policy: g.policy, version: p.version, keys: g.keys, tokens: g.tokens, grounds: g, services: map[string]*service{}}
 	for _, row := range f.services {
 		if row.State != store.ServiceRouted {
 			continue

@@ -16,6 +16,7 @@ import (
 	"sallyport/roles/control"
 	"sallyport/roles/link"
 	"sallyport/roles/policy"
+	"sallyport/roles/policy/token"
 	"sallyport/store"
 )
 
@@ -37,11 +38,14 @@ type publisher struct {
 	advertise string
 	ruling    *atomic.Pointer[ruling]
 	peers     *peers
+	ruled     func() // a new ruling is in force
+	issuers   *issuers
 
 	mu      sync.Mutex // one publication at a time; guards what follows
 	version uint64     // of parsed
 	parsed  *policy.Policy
-	behind  bool // the last publication failed
+	grounds *grounds // of the last ruling
+	behind  bool     // the last publication failed
 
 	gate sync.Mutex // guards next
 	next *round     // the publication that has not begun yet; nil: nobody asked
@@ -60,6 +64,7 @@ type facts struct {
 	keys        []store.APIKeyRecord
 	revocations []store.Revocation
 	policy      *policy.Policy
+	issuers     []token.Issuer
 	ca          *pki.Authority
 
 	// What several snapshots share, made once.
@@ -145,6 +150,7 @@ func (p *publisher) publishLocked(ctx context.Context) error {
 		}
 	}
 	p.ruling.Store(p.rule(f, need))
+	p.ruled()
 	p.registry.wake()
 	for _, parcel := range parcels {
 		if err := parcel.deliver(); err != nil {
@@ -265,8 +271,11 @@ func (p *publisher) read(ctx context.Context) (*facts, error) {
 	if f.revocations, err = p.db.Revocations(ctx); err != nil {
 		return nil, err
 	}
-	f.policy, err = p.readPolicy(ctx)
-	return f, err
+	if f.policy, err = p.readPolicy(ctx); err != nil {
+		return nil, err
+	}
+	f.issuers = p.issuers.follow(f.policy.Issuers())
+	return f, nil
 }
 
 // readPolicy parses the policy in force, once per version.

@@ -15,8 +15,9 @@ const maxTries = 4
 // maxMethodText bounds what is logged of a method name that is none.
 const maxMethodText = 200
 
-// serve takes one call from the internet, in the order that is promised: log,
-// authenticate, authorize, relay. It runs on the connection's reader goroutine
+// serve takes one call from the internet, in the order that is promised: limit
+// per source address, log, authenticate, authorize, limit per caller (core does
+// that), relay. It runs on the connection's reader goroutine
 // and does not block.
 func (p *proxy) serve(c *relay.Call) {
 	from := c.Peer().(*client)
@@ -67,14 +68,26 @@ func (p *proxy) serve(c *relay.Call) {
 	v := p.view.Load()
 	var who credentials
 	if v != nil {
+		limits := v.policy.Limits(c.Path())
+		if !p.sourced(c, limits, origin, record, idField, now) {
+			return
+		}
 		var no *refused
 		who, no = p.authenticate(c, from, v, now)
 		record.Caller = who.caller.Name()
-		if no == nil {
+		switch {
+		case no != nil:
+		case who.undecided == nil:
 			no = authorize(v, c.Path(), who.caller)
+		case own:
+			no = who.undecided // core, which could decide, does not see it
 		}
 		if no != nil {
 			refuse(no)
+			return
+		}
+		from.calls.admit(c, v, who.until)
+		if !p.metered(c, limits, who.caller, origin, own, record, idField, now) {
 			return
 		}
 	} else if !healthMethod(c.Path()) {

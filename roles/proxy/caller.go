@@ -10,6 +10,7 @@ import (
 
 	"sallyport/acme/pki"
 	"sallyport/roles/policy"
+	"sallyport/roles/policy/token"
 	"sallyport/roles/relay"
 )
 
@@ -68,7 +69,12 @@ func (c *client) certificate(v *view, now time.Time) *judgement {
 // credentials is what authentication found out about one call.
 type credentials struct {
 	caller policy.Caller
-	claim  string // what core is told of the certificate
+	claim  string    // what core is told of the certificate
+	until  time.Time // when this has to be found out again; zero: not by itself
+
+	// undecided is why a token was not verified that core may be able to: its
+	// issuer may have newer keys. What core does not see is refused for it.
+	undecided *refused
 }
 
 // refused says why a call goes no further.
@@ -79,8 +85,8 @@ type refused struct {
 }
 
 // authenticate finds out who calls. Bad credentials are refused, also where
-// none are needed. A caller with a certificate and an API key is the key's
-// owner; both have to be good.
+// none are needed. A caller with a certificate and an API key or a token is the
+// key's owner or the token's subject; both have to be good.
 func (p *proxy) authenticate(call *relay.Call, c *client, v *view, now time.Time) (credentials, *refused) {
 	var out credentials
 	if len(c.chain) > 0 {
@@ -88,7 +94,7 @@ func (p *proxy) authenticate(call *relay.Call, c *client, v *view, now time.Time
 		if j.refusal != nil {
 			return out, &refused{codes.Unauthenticated, "certificate_" + j.refusal.Code, "client certificate: " + j.refusal.Error()}
 		}
-		out.claim = j.claim
+		out.claim, out.until = j.claim, j.until
 		out.caller = j.who.CallerVia(p.name())
 	}
 	authorization, n := "", 0
@@ -107,12 +113,20 @@ func (p *proxy) authenticate(call *relay.Call, c *client, v *view, now time.Time
 	case !private:
 		return out, &refused{codes.Unauthenticated, "token_unencrypted", "tokens are not taken from an unencrypted connection: " + why}
 	case authorization == "":
-		return out, &refused{codes.Unauthenticated, "empty_authorization", "the authorization header is empty: send 'Bearer ' and an API key, or leave it out"}
+		return out, &refused{codes.Unauthenticated, "empty_authorization", "the authorization header is empty: send 'Bearer ' and an API key or a token, or leave it out"}
 	}
-	caller, no := v.keys.Lookup(authorization, now)
+	caller, no := token.Authenticate(v.keys, v.tokens, authorization, now)
 	if no != nil {
-		return out, &refused{codes.Unauthenticated, no.GetCode(), no.GetCause()}
+		why := &refused{codes.Unauthenticated, no.Code, no.Message}
+		if no.Unknown == "" {
+			return out, why
+		}
+		out.undecided, out.caller = why, policy.Caller{}
+		return out, nil
 	}
 	out.caller = caller
+	if end := caller.Expires; !end.IsZero() && (out.until.IsZero() || end.Before(out.until)) {
+		out.until = end
+	}
 	return out, nil
 }

@@ -12,7 +12,9 @@
 //
 // # One call
 //
-// In this order, always: log, authenticate, authorize, relay. A bad
+// In this order, always: limit per source address, log, authenticate,
+// authorize, limit per caller, relay; the limit per caller is core's, where the
+// calls of all proxies meet. A bad
 // certificate or key is answered with UNAUTHENTICATED and the reason, on
 // public methods too. The proxy's own services, health and reflection, are
 // reached by the same way, and reflection shows each caller what he may call.
@@ -51,6 +53,7 @@ import (
 	"sallyport/firewall"
 	"sallyport/roles/control"
 	"sallyport/roles/link"
+	"sallyport/roles/policy"
 	"sallyport/roles/relay"
 	"sallyport/store"
 )
@@ -111,6 +114,7 @@ type proxy struct {
 	edge    *edgeMetrics
 	access  *relay.AccessLog
 	denials link.Denials
+	used    policy.Limiter
 }
 
 // Run runs a proxy until ctx ends and the calls in flight were drained.

@@ -10,6 +10,7 @@ import (
 	"sallyport/roles/control"
 	"sallyport/roles/link"
 	"sallyport/roles/policy"
+	"sallyport/roles/policy/token"
 )
 
 // view is what a snapshot says to this proxy, ready for use. It is immutable;
@@ -18,6 +19,7 @@ import (
 type view struct {
 	policy   *policy.Policy
 	keys     *policy.Keys
+	tokens   *token.Set
 	callers  *callers        // how client certificates are judged
 	services map[string]bool // served behind core: is it available
 	catalog  *catalog        // what reflection knows
@@ -51,6 +53,9 @@ func (p *proxy) prepare(s *control.Snapshot) (func(), error) {
 	if err != nil {
 		return nil, err
 	}
+	if v.tokens, err = p.tokens(v.policy, part.GetIssuers()); err != nil {
+		return nil, err
+	}
 	for _, service := range part.GetServices() {
 		v.services[service.GetName()] = v.services[service.GetName()] || service.GetAvailable()
 	}
@@ -77,6 +82,28 @@ func (p *proxy) prepare(s *control.Snapshot) (func(), error) {
 		}
 		p.state.changed()
 	}, nil
+}
+
+// tokens makes what verifies tokens: the policy's issuers, with the keys that
+// core knows. What was verified before is kept while neither has changed.
+func (p *proxy) tokens(in *policy.Policy, known []*control.IssuerKeys) (*token.Set, error) {
+	keys := make(map[string]*token.Keys, len(known))
+	for _, k := range known {
+		parsed, err := token.ParseKeys(k.GetJwks())
+		if err != nil {
+			return nil, fmt.Errorf("keys of an issuer of the snapshot: %w", err)
+		}
+		keys[k.GetUrl()] = parsed
+	}
+	var issuers []token.Issuer
+	for _, i := range in.Issuers() {
+		issuers = append(issuers, token.Issuer{Issuer: i, Keys: keys[i.URL]})
+	}
+	var former *token.Set
+	if v := p.view.Load(); v != nil {
+		former = v.tokens
+	}
+	return token.NewSet(issuers, former), nil
 }
 
 // foreignAnchors are the client CAs of others as they are now.
