@@ -31,15 +31,22 @@ func TestReload(t *testing.T) {
 	}
 	write(`log_level = "info"`)
 
-	ctx, stop := context.WithCancel(t.Context())
-	defer stop()
-	logs, out := io.Pipe()
+	var all bytes.Buffer
+	var ctx context.Context
+	var lines *bufio.Scanner
+	stop := func() {}
+	defer func() { stop() }()
 	ended := make(chan int, 1)
-	go func() {
-		ended <- Main(ctx, []string{"--config", config, "--log-format", "json"}, strings.NewReader(""), out, new(bytes.Buffer), nil)
-		out.Close()
-	}()
-	lines := bufio.NewScanner(logs)
+	begin := func() {
+		ctx, stop = context.WithCancel(t.Context())
+		logs, out := io.Pipe()
+		go func() {
+			ended <- Main(ctx, []string{"--config", config, "--log-format", "json"}, strings.NewReader(""), out, new(bytes.Buffer), nil)
+			out.Close()
+		}()
+		lines = bufio.NewScanner(io.TeeReader(logs, &all))
+	}
+	begin()
 	until := func(words ...string) {
 		t.Helper()
 	next:
@@ -69,6 +76,38 @@ func TestReload(t *testing.T) {
 	hup()
 	until("next start only", `["core"]`)
 	until("settings were read again", `"log_level":"INFO"`)
+
+	// What a file says is not to be seen in the settings. The CA is sealed with
+	// the passphrase while it is open, so that it opens at the next start.
+	passphrase, hook := filepath.Join(dir, "passphrase"), filepath.Join(dir, "hook")
+	secret := func(path, text string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	secret(passphrase, "the first passphrase")
+	secret(hook, "http://127.0.0.1:1/first")
+	stop()
+	until(`"msg":"stopped"`)
+	<-ended
+	write(fmt.Sprintf("ca_passphrase_file = %q\nalert_webhook_file = %q", passphrase, hook))
+	begin()
+	until(`"msg":"ready"`)
+	hup()
+	until("settings were read again") // and nothing has changed
+	secret(passphrase, "another passphrase")
+	secret(hook, "http://127.0.0.1:1/second")
+	hup()
+	until("changed secrets are in force", "alert-webhook", "ca-passphrase-file")
+	stop()
+	until(`"msg":"stopped"`)
+	<-ended
+	begin()
+	until(`"msg":"ready"`)
+	if strings.Contains(all.String(), "first passphrase") || strings.Contains(all.String(), "another passphrase") || strings.Contains(all.String(), "127.0.0.1:1") {
+		t.Error("a secret is in the log")
+	}
 
 	write(`cert_lifetime = "soon"`)
 	hup()

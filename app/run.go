@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -71,6 +72,7 @@ type process struct {
 	metrics  *prometheus.Registry
 	ready    *readiness
 	memory   *memory
+	coreUp   atomic.Pointer[core.Info] // the running core, once it is up
 }
 
 // run starts the health listener and the roles, and waits for their end. The
@@ -118,7 +120,7 @@ func (p *process) runAll(ctx context.Context) error {
 		group.Go(func() error {
 			return p.ended(inner, "core", core.Run(inner, *s.Core, core.Deps{
 				Log: p.logOf("core"), Version: version(), Registry: p.metrics, Budget: p.memory.calls, Ready: p.readyOf("core"),
-				Started: func(i core.Info) { coreUp <- i }, Firewall: files[configs.RoleCore],
+				Started: func(i core.Info) { p.coreUp.Store(&i); coreUp <- i }, Firewall: files[configs.RoleCore],
 			}))
 		})
 	}
@@ -268,6 +270,15 @@ func (p *process) reloads(ctx context.Context) {
 			continue
 		}
 		p.level.Set(next.Process.LogLevel)
+		if up := p.coreUp.Load(); up != nil && next.Core != nil {
+			changed, err := up.Reload(*next.Core)
+			if err != nil {
+				p.log.Error("a changed secret is not in force", "why", err)
+			}
+			if len(changed) > 0 {
+				p.log.Info("changed secrets are in force", "of", changed)
+			}
+		}
 		if changed := p.changed(next); len(changed) > 0 {
 			p.log.Warn("some settings take effect at the next start only", "of", changed)
 		}

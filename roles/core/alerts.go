@@ -32,8 +32,8 @@ type alert struct {
 type alerts struct {
 	log   *slog.Logger
 	db    *store.Core
-	hook  configs.Secret
-	core  string // the trust domain
+	hook  func() configs.Secret // URL as it is now; empty: none
+	core  string                // the trust domain
 	queue chan alert
 	pause time.Duration // before the second attempt; doubles
 	told  *rates        // by components
@@ -50,7 +50,7 @@ const (
 	toldBurst = 20
 )
 
-func newAlerts(log *slog.Logger, db *store.Core, hook configs.Secret, domain string) *alerts {
+func newAlerts(log *slog.Logger, db *store.Core, hook func() configs.Secret, domain string) *alerts {
 	return &alerts{log: log, db: db, hook: hook, core: domain, queue: make(chan alert, maxQueuedAlerts), pause: time.Second, told: newRates(toldEvery, toldBurst)}
 }
 
@@ -69,7 +69,7 @@ func (a *alerts) raise(ctx context.Context, al alert) {
 	} else {
 		a.log.Warn("ALERT: "+al.Text, "alert", al.Code, "subject", al.Subject, "remedy", al.Remedy)
 	}
-	if a.hook == "" {
+	if a.hook() == "" {
 		return
 	}
 	select {
@@ -151,7 +151,7 @@ func (a *alerts) send(ctx context.Context, al alert) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, hookTimeout)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, a.hook.Reveal(), bytes.NewReader(body))
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, a.hook().Reveal(), bytes.NewReader(body))
 	if err != nil {
 		return fmt.Errorf("the webhook's URL cannot be used")
 	}

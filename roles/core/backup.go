@@ -264,7 +264,7 @@ func (c *core) backupNow(ctx context.Context, now time.Time) (string, error) {
 	}
 	defer os.Remove(f.Name())
 	defer f.Close()
-	w, err := SealBackup(f, c.set.BackupPassphrase.Reveal())
+	w, err := SealBackup(f, c.secrets.Load().backup.Reveal())
 	if err != nil {
 		return "", err
 	}

@@ -55,6 +55,7 @@ import (
 	"net"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -91,6 +92,7 @@ type Info struct {
 	TrustDomain string
 
 	admin control.AdminServer
+	core  *core
 }
 
 // Admin is the admin service of the running core that info describes, without
@@ -134,6 +136,8 @@ type core struct {
 	outside    *link.OutsideSource // what the gRPC port shows to the world; nil: core's identity
 	anchors    *link.Anchors       // of the proxies' ports; nil: they show their identities
 
+	secrets    atomic.Pointer[secrets]
+	reloading  sync.Mutex // one change of secrets at a time
 	refreshing sync.Mutex // one renewal of core's own identity at a time
 
 	budget  *relay.Budget // nil: relay.DefaultBudget
@@ -203,7 +207,8 @@ func newCore(ctx context.Context, s configs.Core, d Deps, db *store.Core, opened
 	}
 	c.budget = d.Budget
 	c.renewals = newRates(renewalEvery, renewalBurst)
-	c.alerts = newAlerts(d.Log, db, s.AlertWebhook, opened.TrustDomain())
+	c.secrets.Store(&secrets{webhook: s.AlertWebhook, backup: s.BackupPassphrase, ca: s.CAPassphrase})
+	c.alerts = newAlerts(d.Log, db, func() configs.Secret { return c.secrets.Load().webhook }, opened.TrustDomain())
 	c.crls = openCRLs(s.DataDir, d.Log, db, c.ca)
 	c.rotation = newRotation(c)
 	c.expiries = newExpiries(c)
@@ -291,7 +296,7 @@ func (c *core) run(ctx context.Context, d Deps, listener, socket net.Listener) e
 		return errShutdown
 	})
 
-	info := Info{GRPCAddress: c.address, Advertise: c.advertise, AdminSocket: socket.Addr().String(), TrustDomain: c.ca.get().TrustDomain(), admin: admin}
+	info := Info{GRPCAddress: c.address, Advertise: c.advertise, AdminSocket: socket.Addr().String(), TrustDomain: c.ca.get().TrustDomain(), admin: admin, core: c}
 	c.log.Info("core is up", "grpc", info.GRPCAddress, "admin", info.AdminSocket, "trust_domain", info.TrustDomain)
 	d.Ready(nil)
 	d.Started(info)
