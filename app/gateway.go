@@ -20,7 +20,7 @@ type gatewayNoun struct {
 
 type gatewayAdd struct {
 	Name     string   `arg:"" help:"Its name: lower-case letters, digits and dashes."`
-	IP       []string `name:"ip" placeholder:"IP|CIDR|NAME|any" help:"Addresses it comes from, as core sees them. Required; may be given again."`
+	IP       []string `name:"ip" placeholder:"IP|CIDR|NAME|any" help:"Addresses it comes from, as core sees them: core's port is open to them, and this gateway's key is good from them alone. Required; may be given again."`
 	Serve    []string `placeholder:"PATTERN" help:"Services it may announce: acme.orders.v1.Orders, acme.*. Default: whatever no other gateway serves."`
 	Reusable bool     `help:"The token starts several instances, for places without a disk. Needs --ttl and --uses."`
 	TTL      period   `name:"ttl" placeholder:"30m" help:"How long the token is good for."`
@@ -128,6 +128,7 @@ func setComponent(c *cli, f coreFlags, j jsonFlag, req *control.SetComponentRequ
 			return c.printJSON(set)
 		}
 		c.say("%s %s is changed.", req.Role, req.Name)
+		c.notes(set)
 		return nil
 	})
 }
@@ -176,7 +177,20 @@ func (c *cli) components(list []*control.Component, role, ifEmpty string) error 
 		t.row(m.GetName(), m.GetState(), from, serves, m.GetObservedAddress(), ago(m.GetLastSeenUnix(), now),
 			left(m.GetCertificateNotAfterUnix(), now), m.GetVersion(), strconv.Itoa(int(m.GetCallsInFlight())), m.GetDetail())
 	}
-	return t.flush(ifEmpty)
+	if err := t.flush(ifEmpty); err != nil {
+		return err
+	}
+	c.notes(list...)
+	return nil
+}
+
+// notes prints what their operator should know of where components come from.
+func (c *cli) notes(list ...*control.Component) {
+	for _, m := range list {
+		for _, note := range m.GetNotes() {
+			c.say("%s", c.warning(oneLine(note)))
+		}
+	}
 }
 
 type gatewayRm struct {

@@ -49,6 +49,7 @@ type proxySet struct {
 	Name       string   `arg:"" help:"The proxy."`
 	Address    string   `placeholder:"HOST:PORT" help:"Where core dials it from now on."`
 	CoreIP     []string `name:"core-ip" placeholder:"IP|CIDR|NAME|any" help:"Replace the addresses core comes from."`
+	Force      bool     `help:"Take addresses that leave out the one core comes from now: the proxy then closes its port to this core at once."`
 	ServerName string   `placeholder:"NAME" help:"Name expected in its outside certificate."`
 	GRPCTLS    string   `name:"grpc-tls" placeholder:"MODE" help:"What its gRPC port shows from now on: internal, files or acme."`
 	coreFlags
@@ -56,11 +57,11 @@ type proxySet struct {
 }
 
 func (proxySet) Help() string {
-	return `When a proxy, or core, has moved. What is not given stays.
+	return `When a proxy, or core, has moved. What is not given stays. Before core moves, give both of its addresses, and afterwards the new one alone. If core has moved already and the proxy refuses it, start the proxy with --core-ip there.
 
 Example:
 
-    sallyport proxy set dmz1 --core-ip 203.0.113.8`
+    sallyport proxy set dmz1 --core-ip 203.0.113.7 --core-ip 203.0.113.8`
 }
 
 func (v *proxySet) Run(c *cli) error {
@@ -68,7 +69,7 @@ func (v *proxySet) Run(c *cli) error {
 		return wrong("proxy set "+v.Name+": nothing to change was given", "give --address, --core-ip, --server-name or --grpc-tls")
 	}
 	return setComponent(c, v.coreFlags, v.jsonFlag, &control.SetComponentRequest{
-		Role: "proxy", Name: v.Name, Peers: v.CoreIP, Address: v.Address, ServerName: v.ServerName, GrpcTls: v.GRPCTLS,
+		Role: "proxy", Name: v.Name, Peers: v.CoreIP, Force: v.Force, Address: v.Address, ServerName: v.ServerName, GrpcTls: v.GRPCTLS,
 	})
 }
 

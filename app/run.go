@@ -207,7 +207,9 @@ func (p *process) firewallFiles() map[configs.Role]*firewall.File {
 		return files
 	}
 	for role, path := range paths {
-		files[role] = firewall.NewFile(path, role)
+		if path != "" {
+			files[role] = firewall.NewFile(path, role)
+		}
 	}
 	return files
 }

@@ -205,6 +205,11 @@ func (a *admin) SetComponent(ctx context.Context, in *control.SetComponentReques
 	if len(in.GetServe()) > 0 && in.GetClearServe() {
 		return nil, wrong("%s: --serve and --clear-serve contradict each other", what)
 	}
+	if role == pki.RoleProxy && len(in.GetPeers()) > 0 && !in.GetForce() {
+		if err := a.core.keepsCore(ctx, what, in.GetName(), in.GetPeers()); err != nil {
+			return nil, err
+		}
+	}
 	a.changing.Lock()
 	defer a.changing.Unlock()
 	r, err := a.core.db.SetComponent(ctx, actor(ctx), role, in.GetName(), func(r *store.ComponentRecord) error {
@@ -243,7 +248,9 @@ func (a *admin) SetComponent(ctx context.Context, in *control.SetComponentReques
 	if err := a.core.publisher.publish(ctx); err != nil {
 		return nil, refusal(err)
 	}
-	return a.componentRow(r), nil
+	row := a.componentRow(r)
+	a.core.setNotes(row, len(in.GetPeers()) > 0)
+	return row, nil
 }
 
 // certNamesOf checks the names that a gateway's exported certificate gets.

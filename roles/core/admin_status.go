@@ -62,11 +62,13 @@ func (a *admin) warnings(s *control.StatusResponse) []string {
 	if ca := a.core.ca.get(); ca.Phase() != pki.PhaseSteady {
 		out = append(out, fmt.Sprintf("the CA is being rotated (%s since %s): sallyport ca rotate --status", ca.Phase(), ca.Since().UTC().Format(time.RFC3339)))
 	}
+	out = append(out, a.core.peerWarnings(s.GetComponents())...)
 	for _, m := range s.GetComponents() {
 		who := m.GetRole() + " " + m.GetName()
 		if slices.Contains(m.GetPeers(), "any") {
 			out = append(out, who+": any address may connect as far as the firewall is concerned")
 		}
+		out = append(out, m.GetNotes()...)
 		if d := time.Duration(m.GetClockOffsetNano()).Abs(); d > clockTolerance {
 			out = append(out, fmt.Sprintf("%s: its clock is %s off core's: set it right, certificates depend on it", who, d.Round(time.Second)))
 		}
@@ -96,6 +98,7 @@ func (a *admin) componentRow(r store.ComponentRecord) *control.Component {
 	if m == nil || r.State == store.StateRemoved {
 		if r.State == store.StateJoined {
 			row.State, row.Detail = "lost", "it has not connected since core started"
+			row.Notes = a.core.peerNotes(row, nil)
 		}
 		return row
 	}
@@ -118,6 +121,7 @@ func (a *admin) componentRow(r store.ComponentRecord) *control.Component {
 				row.Detail = "it has not connected since core started"
 			}
 		}
+		row.Notes = a.core.peerNotes(row, nil)
 		return row
 	}
 	state := session.State()
@@ -136,5 +140,6 @@ func (a *admin) componentRow(r store.ComponentRecord) *control.Component {
 	} else if r.Role == pki.RoleGateway && m.links.Len() == 0 {
 		row.Detail = "its relay link is not up yet"
 	}
+	row.Notes = a.core.peerNotes(row, session.Hello.GetPort())
 	return row
 }

@@ -29,6 +29,7 @@ import (
 
 	"sallyport/acme/pki"
 	"sallyport/configs"
+	"sallyport/firewall"
 	"sallyport/roles/control"
 	"sallyport/roles/link"
 	"sallyport/roles/relay"
@@ -73,13 +74,16 @@ func settings(t testing.TB) configs.Core {
 }
 
 // start runs a core until the test ends.
-func start(t testing.TB, s configs.Core) *running {
+func start(t testing.TB, s configs.Core) *running { return startWith(t, s, nil) }
+
+// startWith is start with the data file of the firewall.
+func startWith(t testing.TB, s configs.Core, file *firewall.File) *running {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	r := &running{t: t, set: s, log: &logBuffer{}, stop: stop, done: make(chan error, 1)}
 	started := make(chan Info, 1)
 	go func() {
-		r.done <- Run(ctx, s, Deps{Log: slog.New(slog.NewTextHandler(r.log, nil)), Version: "test", Started: func(i Info) { started <- i }})
+		r.done <- Run(ctx, s, Deps{Log: slog.New(slog.NewTextHandler(r.log, nil)), Version: "test", Started: func(i Info) { started <- i }, Firewall: file})
 	}()
 	select {
 	case r.info = <-started:
@@ -202,7 +206,11 @@ func newMember(t testing.TB, role pki.Role, name string, log io.Writer) *member 
 	p.end = &link.ComponentEnd{Log: p.log, Apply: p.apply, Revocations: p.self.Revocations,
 		Hello: func() *control.Hello {
 			held, _ := p.last()
-			return &control.Hello{Version: "fake", Instance: instance, Held: held.GetGeneration(), RevocationsHeld: p.self.RevocationsHead()}
+			hello := &control.Hello{Version: "fake", Instance: instance, Held: held.GetGeneration(), RevocationsHeld: p.self.RevocationsHead()}
+			if role == pki.RoleProxy {
+				hello.Port = &control.PortReport{}
+			}
+			return hello
 		}}
 	p.renewer = &link.Renewer{Self: p.self, End: p.end, Version: "fake", Log: p.log}
 	p.running.Go(func() { p.renewer.Run(p.ctx) })

@@ -25,6 +25,8 @@ type collector struct {
 	enforces  *prometheus.Desc
 	policy    *prometheus.Desc
 	waiting   *prometheus.Desc
+	strangers *prometheus.Desc
+	elsewhere *prometheus.Desc
 }
 
 // registerMetrics registers what core shows beside the calls; reg may be nil.
@@ -45,12 +47,14 @@ func registerMetrics(reg prometheus.Registerer, c *core) {
 		enforces:  prometheus.NewDesc("sallyport_component_revocations", "Entries of the revocation list that a gateway or proxy enforces.", who, nil),
 		policy:    prometheus.NewDesc("sallyport_policy_version", "The policy in force; 0 is the built-in one.", nil, nil),
 		waiting:   prometheus.NewDesc("sallyport_calls_waiting", "Calls that wait for a gateway that is about to take them.", nil, nil),
+		strangers: prometheus.NewDesc("sallyport_port_refused_addresses_total", "Connections to the gRPC port that were closed before a handshake, because their address is no peer's.", nil, prometheus.Labels{"role": "core"}),
+		elsewhere: prometheus.NewDesc("sallyport_core_wrong_addresses_total", "Identities and join tokens that were proven and refused, because they were used from an address that is not their own.", nil, nil),
 	})
 }
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.connected, c.links, c.inFlight, c.rtt, c.offset, c.serving, c.notAfter, c.expiry, c.enforces, c.policy, c.waiting} {
+	for _, d := range []*prometheus.Desc{c.connected, c.links, c.inFlight, c.rtt, c.offset, c.serving, c.notAfter, c.expiry, c.enforces, c.policy, c.waiting, c.strangers, c.elsewhere} {
 		out <- d
 	}
 }
@@ -103,6 +107,13 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		}
 	}
 	gauge(c.waiting, float64(len(c.core.router.waiting)))
+	count := func(d *prometheus.Desc, n uint64) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n))
+	}
+	if port := c.core.peers.port.Load(); port != nil {
+		count(c.strangers, port.RefusedByAddress())
+	}
+	count(c.elsewhere, c.core.peers.elsewhere.Load())
 }
 
 // relayDial connects to a proxy by a socket that the relay can use in batches.

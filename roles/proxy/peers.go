@@ -13,6 +13,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"sallyport/acme/pki"
 	"sallyport/configs"
 	"sallyport/firewall"
@@ -51,6 +53,8 @@ func (e *peers) start(token *pki.Token, snapshot *control.Snapshot) error {
 	switch {
 	case len(e.own) > 0:
 		return e.use(e.own)
+	case token != nil && e.proxy.settings.DataDir == "": // all is in memory, and gone at once
+		return e.use(token.Peers)
 	case token != nil:
 		if err := os.WriteFile(file, []byte(strings.Join(token.Peers, "\n")+"\n"), 0o600); err != nil {
 			return fmt.Errorf("keep the addresses of core: %w", err)
@@ -60,6 +64,9 @@ func (e *peers) start(token *pki.Token, snapshot *control.Snapshot) error {
 		return e.use(snapshot.GetCoreAddresses())
 	}
 	text, err := os.ReadFile(file)
+	if e.proxy.settings.DataDir == "" {
+		err = fs.ErrNotExist
+	}
 	if err == nil {
 		return e.use(strings.Fields(string(text)))
 	}
@@ -140,6 +147,20 @@ func (e *peers) text() string {
 // report is what core is told of the port.
 func (e *peers) report() *control.PortReport {
 	return &control.PortReport{CoreIps: e.own, Unchecked: e.off}
+}
+
+// countStrangers shows how many connections were refused by their address.
+func (p *proxy) countStrangers(reg prometheus.Registerer) error {
+	if reg == nil {
+		return nil
+	}
+	err := reg.Register(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "sallyport_port_refused_addresses_total",
+		Help:        "Connections to the gRPC port that were closed before a handshake, because their address is no peer's.",
+		ConstLabels: prometheus.Labels{"role": "proxy"}}, func() float64 { return float64(p.component.port.RefusedByAddress()) }))
+	if err != nil {
+		return fmt.Errorf("metrics: %w", err)
+	}
+	return nil
 }
 
 // run keeps the set, what is open, and the data file in line.

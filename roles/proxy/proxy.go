@@ -220,6 +220,9 @@ func open(s configs.Proxy, d Deps) (*proxy, error) {
 	}
 	p.peers = newPeers(p)
 	p.public, p.component, p.own = newPublic(p), newComponent(p), &ownServices{proxy: p}
+	if err := p.countStrangers(d.Registry); err != nil {
+		return nil, err
+	}
 	if p.db, err = p.openStore(); err != nil {
 		return nil, err
 	}
