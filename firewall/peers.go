@@ -1,7 +1,6 @@
 // Package firewall decides from which addresses a gRPC port of ours may be
 // reached: core's by the gateways, a proxy's by core. Peers is the set of those
-// addresses. The process checks it, and writes it as Data, in firewall.json, for
-// root, who keeps the same set in the kernel.
+// addresses. The process holds to it (Set), and so can the kernel.
 //
 // The set answers one threat: whatever else is wrong with a port, strangers
 // should not be able to talk to it at all. It is no authentication, for which
@@ -9,6 +8,24 @@
 // to look for its addresses. Nothing stands for everybody: a set that is empty
 // allows nobody, the word any has to be written, and a prefix that comes to the
 // same (0.0.0.0/0) is refused.
+//
+// # From the process to the kernel
+//
+// The process that faces the network has no right to change the firewall, and
+// root loads no text that it wrote. It writes Data: addresses and a number, in
+// firewall.json, through a File that the roles of one process share. Root reads
+// that strictly (ReadData, ParseData), adds the ports, which are its own to say
+// (NewRules), and renders the rules itself (Render). There is nothing in them
+// but numbers and addresses that were parsed, so nothing that anybody wrote can
+// become a statement.
+//
+// Rules are one table per role, inet sallyport_core or inet sallyport_proxy,
+// replaced whole in one transaction by nft. No other table is touched, and the
+// rules only drop. chains.go has them, and why each is there.
+//
+// Host loads and removes them under one lock, with a way back if asked: a guard
+// in a process of its own restores the former rules unless a confirmation comes.
+// Watcher follows the file. Rules.Drift compares with what the kernel lists.
 package firewall
 
 import (

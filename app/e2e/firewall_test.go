@@ -26,7 +26,7 @@ type guarded struct {
 }
 
 func newGuarded(t *testing.T) *guarded {
-	netns.Available(t, "nft")
+	netns.Available(t, "nft", "setpriv")
 	g := &guarded{netns.New(t, "host"), t, t.TempDir()}
 	other := g.Command("nft", "-f", "-")
 	other.Stdin = strings.NewReader("table inet operator {\n\tchain input {\n\t\ttype filter hook input priority filter; policy accept;\n\t\ttcp dport 22 accept\n\t}\n}\n")
@@ -298,10 +298,13 @@ type following struct {
 	cmd *exec.Cmd
 }
 
+// watch follows a file with CAP_NET_ADMIN and nothing else, as the sample unit
+// does.
 func (g *guarded) watch(path string) (following, *buffer) {
 	g.t.Helper()
 	said := &buffer{}
-	cmd := g.command("apply", "--role", "core", "--from", path, "--watch")
+	cmd := g.Command("setpriv", "--bounding-set=-all,+net_admin", "--no-new-privs", binary, "firewall", "apply",
+		"--role", "core", "--from", path, "--watch", "--run-dir", filepath.Join(g.dir, "run"))
 	cmd.Stderr = said
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
