@@ -194,10 +194,12 @@ func (v *policyShow) Run(c *cli) error {
 }
 
 type policyExplain struct {
-	Method   string `arg:"" help:"package.Service/Method."`
-	As       string `required:"" placeholder:"CALLER" help:"spiffe://…, cn:NAME, apikey:NAME or anonymous; a plain NAME is that client of this trust domain."`
-	Via      string `placeholder:"proxy:NAME|gateway:NAME" help:"Through which component the caller comes. Default: any."`
-	ClientCA string `name:"client-ca" placeholder:"NAME" help:"The foreign CA behind a cn: caller."`
+	Method   string   `arg:"" help:"package.Service/Method."`
+	As       string   `placeholder:"CALLER" help:"spiffe://…, cn:NAME, apikey:NAME, ISSUER#SUBJECT or anonymous; a plain NAME is that client of this trust domain."`
+	AsToken  string   `placeholder:"FILE" help:"The caller whose token (JWT) or API key this file holds; - is stdin. It is verified as in a call."`
+	Claims   []string `placeholder:"WORD" help:"With --as ISSUER#SUBJECT: what the token's permission claims hold."`
+	Via      string   `placeholder:"proxy:NAME|gateway:NAME" help:"Through which component the caller comes. Default: any."`
+	ClientCA string   `name:"client-ca" placeholder:"NAME" help:"The foreign CA behind a cn: caller."`
 	coreFlags
 	jsonFlag
 }
@@ -207,7 +209,9 @@ func (policyExplain) Help() string {
 
 Example:
 
-    sallyport policy explain acme.orders.v1.Orders/Get --as apikey:ci`
+    sallyport policy explain acme.orders.v1.Orders/Get --as apikey:ci
+    sallyport policy explain acme.orders.v1.Orders/Get --as 'https://login.example.org#anna' --claims orders:read
+    sallyport policy explain acme.orders.v1.Orders/Get --as-token token.jwt`
 }
 
 func (v *policyExplain) Run(c *cli) error {
@@ -215,9 +219,22 @@ func (v *policyExplain) Run(c *cli) error {
 	if !ok {
 		return wrong(fmt.Sprintf("policy explain: %q is not a method", v.Method), "write package.Service/Method")
 	}
+	var token string
+	switch {
+	case (v.As == "") == (v.AsToken == ""):
+		return wrong("policy explain: it is not said who calls", "write --as CALLER, or --as-token FILE")
+	case v.AsToken != "":
+		text, err := c.read(v.AsToken)
+		if err != nil {
+			return failed("policy explain: "+err.Error(), "")
+		}
+		if token = strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(string(text)), "Bearer ")); token == "" {
+			return failed("policy explain: "+v.AsToken+" holds no token", "")
+		}
+	}
 	return v.core(c, func(ctx context.Context, core control.AdminClient) error {
 		caller := v.As
-		if caller != "anonymous" && !strings.Contains(caller, ":") {
+		if caller != "" && caller != "anonymous" && !strings.Contains(caller, ":") {
 			ca, err := core.ShowCA(ctx, &control.ShowCARequest{})
 			if err != nil {
 				return err
@@ -226,12 +243,20 @@ func (v *policyExplain) Run(c *cli) error {
 		}
 		why, err := core.ExplainPolicy(ctx, &control.ExplainPolicyRequest{
 			Caller: caller, Method: "/" + service + "/" + method, Via: v.Via, ClientCa: v.ClientCA,
+			Token: token, Claims: v.Claims,
 		})
 		if err != nil {
 			return err
 		}
 		if v.JSON {
 			return c.printJSON(why)
+		}
+		if why.GetRefused() != "" {
+			fmt.Fprintf(c.out, "%s: the token is not accepted: %s: %s (%s)\n", c.paint(stateColour("denied"), "denied"), oneLine(why.GetRefused()), why.GetReason(), why.GetCode())
+			return nil
+		}
+		if token != "" {
+			caller = oneLine(why.GetCaller())
 		}
 		answer, may := "denied", "may not"
 		if why.GetAllowed() {

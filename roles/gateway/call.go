@@ -48,7 +48,7 @@ func (g *gateway) serve(c *relay.Call) {
 	record.Upstream = u.name()
 	u.calls.carry(&carried{
 		call:    c,
-		header:  towardsUpstream(c.Header(), treatment.ForwardAuthorization && u.private()),
+		header:  towardsUpstream(g.treat(c, treatment), treatment.ForwardAuthorization && u.private()),
 		options: relay.ForwardOptions{Authority: u.authority},
 		refuse: func(reason error) {
 			record.Message = fmt.Sprintf("%s: upstream %s: %v", g.hop, u.name(), reason)

@@ -221,15 +221,21 @@ func (l *links) gone(conn *relay.Conn) {
 	}
 }
 
-// drain ends all links without losing a call; calls that are still open after
-// the time given end with UNAVAILABLE.
-func (l *links) drain(within time.Duration, log *slog.Logger) {
+// open are the links that may have calls.
+func (l *links) open() []*relay.Conn {
 	l.mu.Lock()
-	var open []*relay.Conn
+	defer l.mu.Unlock()
+	open := make([]*relay.Conn, 0, len(l.all))
 	for c := range l.all {
 		open = append(open, c)
 	}
-	l.mu.Unlock()
+	return open
+}
+
+// drain ends all links without losing a call; calls that are still open after
+// the time given end with UNAVAILABLE.
+func (l *links) drain(within time.Duration, log *slog.Logger) {
+	open := l.open()
 	for _, c := range open {
 		c.Drain()
 	}

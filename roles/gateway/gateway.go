@@ -73,6 +73,7 @@ type gateway struct {
 
 	snapshots *link.Snapshots
 	verdicts  atomic.Pointer[verdicts]
+	ruled     chan struct{} // verdicts are others
 	ceiling   *policy.Patterns
 
 	upstreams []*upstream
@@ -127,7 +128,7 @@ func Run(ctx context.Context, s configs.Gateway, d Deps) error {
 func open(s configs.Gateway, d Deps) (*gateway, *pki.Token, error) {
 	g := &gateway{
 		settings: s, deps: d, log: d.Log, started: time.Now(), instance: make([]byte, 16),
-		changed: make(chan struct{}, 1), metrics: relay.NewCallMetrics("gateway", d.Registry), access: relay.NewAccessLog(d.Log, s.AccessLog),
+		changed: make(chan struct{}, 1), ruled: make(chan struct{}, 1), metrics: relay.NewCallMetrics("gateway", d.Registry), access: relay.NewAccessLog(d.Log, s.AccessLog),
 		frames: new(relay.Metrics), shares: relay.NewShares(cmp.Or(d.Budget, relay.DefaultBudget)),
 	}
 	if d.Registry != nil {
@@ -255,6 +256,10 @@ func (g *gateway) prepare(s *control.Snapshot) (func(), error) {
 	}
 	return func() {
 		v.logNew(g.log, g.verdicts.Swap(v))
+		select {
+		case g.ruled <- struct{}{}:
+		default:
+		}
 		if g.export != nil {
 			select {
 			case g.export.news <- struct{}{}:
@@ -281,6 +286,7 @@ func (g *gateway) run(ctx context.Context) error {
 		g.goroutines.Go(func() { u.run(work) })
 	}
 	g.goroutines.Go(func() { g.keepAnnounced(work) })
+	g.goroutines.Go(func() { g.keepChecking(work) })
 	if g.anchors != nil {
 		g.goroutines.Go(func() { _ = g.anchors.Run(work) })
 	}

@@ -181,3 +181,17 @@ func formatTimeout(d time.Duration) string {
 	}
 	return itoa(int(min((d+time.Hour-1)/time.Hour, most))) + "H"
 }
+
+// Calls are the calls that are open on a server end.
+func (c *Conn) Calls() []*Call {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.client {
+		return nil
+	}
+	list := make([]*Call, 0, len(c.streams))
+	for _, s := range c.streams {
+		list = append(list, s.call)
+	}
+	return list
+}
