@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"sync"
 	"time"
 
 	"sallyport/acme/pki"
@@ -25,14 +26,59 @@ func (c *Core) judge(ctx context.Context, use KeyUse, now time.Time) (holder, er
 	if err != nil || !h.alarming(use, now) {
 		return h, err
 	}
+	n := c.attempts.due(use.Certificate.SPKI, now)
+	if n == 0 {
+		return h, nil // counted, and written with the next
+	}
 	err = c.decide(ctx, use.actor(), func(t *tx) (err error) {
 		t.now = now
 		if h, err = readHolder(t.ctx, t.sql, use, now); err != nil || !h.alarming(use, now) {
 			return err
 		}
-		return t.keyAlarm(&h, use)
+		return t.keyAlarm(&h, use, n)
 	})
 	return h, err
+}
+
+// attempts thins out what the uses of refused keys write: who has one can try as
+// often as he likes.
+type attempts struct {
+	mu   sync.Mutex
+	keys map[string]*attempted
+}
+
+type attempted struct {
+	written int       // times
+	last    time.Time // of them
+	waiting uint64    // attempts that are not written yet
+}
+
+const (
+	attemptsAtOnce = 8 // that are written as they come; then one write in
+	attemptsEvery  = time.Second
+	maxAttempted   = 10_000 // keys that are remembered; beyond that all are forgotten
+)
+
+// due counts an attempt and returns how many are to be written now.
+func (a *attempts) due(spki []byte, now time.Time) uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.keys == nil || len(a.keys) >= maxAttempted {
+		a.keys = map[string]*attempted{}
+	}
+	k := a.keys[string(spki)]
+	if k == nil {
+		k = &attempted{}
+		a.keys[string(spki)] = k
+	}
+	k.waiting++
+	if k.written >= attemptsAtOnce && now.Sub(k.last).Abs() < attemptsEvery {
+		return 0
+	}
+	n := k.waiting
+	k.waiting, k.last = 0, now
+	k.written++
+	return n
 }
 
 // readHolder judges a key by what is stored.
@@ -142,9 +188,9 @@ func (h *holder) alarming(use KeyUse, now time.Time) bool {
 	return false
 }
 
-// keyAlarm audits the use of a refused key: of a superseded one at the first
-// attempt and whenever their number has doubled, of one without record once.
-func (t *tx) keyAlarm(h *holder, use KeyUse) error {
+// keyAlarm audits the use of a refused key, n attempts: of a superseded one at
+// the first and whenever their number has doubled, of one without record once.
+func (t *tx) keyAlarm(h *holder, use KeyUse, n uint64) error {
 	r, c := h.component, use.Certificate
 	remedy := fmt.Sprintf("If that was not you: run sallyport %s rm %s, and add it again", r.Role, r.Name)
 	if h.State == KeyUnknown {
@@ -156,18 +202,18 @@ func (t *tx) keyAlarm(h *holder, use KeyUse) error {
 			"a certificate that the CA signed and core has no record of was used from %s: serial %s, key %x, incarnation %d, issued at %s. It is refused. After a restore from an old backup: add the component again. Otherwise somebody may have the CA's keys: see sallyport ca rotate --compromised",
 			use.from(), c.Serial, c.SPKI, c.Incarnation, c.NotBefore.UTC().Format(time.RFC3339)))
 	}
-	attempts, err := one(t.ctx, t.sql, value[uint64], `UPDATE identity_keys SET alarms = alarms + 1
-		WHERE role = ? AND name = ? AND incarnation = ? AND spki = ? RETURNING alarms`, r.Role, r.Name, r.Incarnation, c.SPKI)
+	attempts, err := one(t.ctx, t.sql, value[uint64], `UPDATE identity_keys SET alarms = alarms + ?
+		WHERE role = ? AND name = ? AND incarnation = ? AND spki = ? RETURNING alarms`, n, r.Role, r.Name, r.Incarnation, c.SPKI)
 	if errors.Is(err, ErrNotFound) { // one that a restored database has no record of
 		first, err := t.alertOnce("superseded_key " + c.Serial)
 		if err != nil || !first {
 			return err
 		}
-		attempts = 1
+		attempts, n = 1, 1
 	} else if err != nil {
 		return err
 	}
-	if bits.OnesCount64(attempts) != 1 {
+	if bits.Len64(attempts-n) == bits.Len64(attempts) {
 		return nil
 	}
 	h.Alarm = true
@@ -180,7 +226,7 @@ func (t *tx) keyAlarm(h *holder, use KeyUse) error {
 func (t *tx) holder(use KeyUse) (holder, error) {
 	h, err := readHolder(t.ctx, t.sql, use, t.now)
 	if err == nil && h.alarming(use, t.now) {
-		if err = t.keyAlarm(&h, use); err == nil {
+		if err = t.keyAlarm(&h, use, 1); err == nil {
 			t.verdict = h.refusal // and what was audited stays
 		}
 	}

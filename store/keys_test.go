@@ -508,3 +508,42 @@ func TestShortLivesDoNotFillTheDisk(t *testing.T) {
 		t.Errorf("a key that could still be shown: %v", err)
 	}
 }
+
+// TestRefusedKeysWriteLittle: who holds a superseded key tries as often as he
+// likes; the attempts are counted all the same.
+func TestRefusedKeysWriteLittle(t *testing.T) {
+	eachCore(t, func(t *testing.T, c *Core) {
+		ctx := t.Context()
+		p := &cast{t: t, c: c, certs: map[string]CertificateRecord{}}
+		p.join("orders", "a", noon)
+		renew(t, p, "orders", "a", "b", noon.Add(time.Hour), true)
+		counted := func() uint64 {
+			n, err := one(ctx, c.db.reader, value[uint64], "SELECT alarms FROM identity_keys WHERE spki = ?", p.certs["a"].SPKI)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		at := noon.Add(2 * time.Hour)
+		alarms := 0
+		for i := range 1000 {
+			v, err := c.CheckKey(ctx, KeyUse{Certificate: p.certs["a"], Source: far}, at)
+			if i%2 == 0 {
+				_, err = c.Renew(ctx, "core", Renewal{Holder: KeyUse{Certificate: p.certs["a"], Source: far}, NewSPKI: hash("z")}, at)
+			}
+			if !errors.Is(err, ErrSuperseded) {
+				t.Fatal(err)
+			}
+			if v.Alarm {
+				alarms++
+			}
+		}
+		if n := counted(); n != attemptsAtOnce || alarms == 0 {
+			t.Errorf("%d attempts were written at once, %d alarms", n, alarms)
+		}
+		v, err := c.CheckKey(ctx, KeyUse{Certificate: p.certs["a"], Source: far}, at.Add(attemptsEvery))
+		if n := counted(); !errors.Is(err, ErrSuperseded) || n != 1501 || !v.Alarm {
+			t.Errorf("%d attempts are counted, %+v, %v", n, v, err)
+		}
+	})
+}

@@ -47,6 +47,13 @@ func (c *Core) Renew(ctx context.Context, actor Actor, r Renewal, now time.Time)
 	if err := keyHash("renew", r.NewSPKI); err != nil {
 		return Renewed{}, err
 	}
+	if actor == "" {
+		return Renewed{}, ErrNoActor
+	}
+	// A key that is refused costs no transaction, but for its alarm.
+	if h, err := c.judge(ctx, r.Holder, now); err != nil || h.refusal != nil {
+		return Renewed{}, errors.Join(err, h.refusal)
+	}
 	var done Renewed
 	err := c.decide(ctx, actor, func(t *tx) error {
 		t.now = now

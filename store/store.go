@@ -107,6 +107,8 @@ type Core struct {
 	Now func() time.Time
 
 	db *database
+
+	attempts attempts
 }
 
 // OpenCore opens or creates the database of a core and locks it. The directory
