@@ -142,6 +142,7 @@ type excerpt struct {
 	catalog *catalog
 	methods map[string]map[string]bool // by service
 	visible map[string]bool            // files
+	bare    []string                   // services without a file
 }
 
 // excerpt asks allowed about every method.
@@ -179,7 +180,7 @@ func (e *excerpt) see(name string) {
 
 // names lists the services the caller may call something of.
 func (e *excerpt) names() []string {
-	names := make([]string, 0, len(e.methods))
+	names := slices.Clone(e.bare)
 	for name := range e.methods {
 		names = append(names, name)
 	}

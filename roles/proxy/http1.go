@@ -177,7 +177,7 @@ func (h *http1) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	out := (&http.Request{Method: r.Method, Host: r.Host, URL: &url.URL{Scheme: "http", Host: "edge", Opaque: requestPath(r.RequestURI)},
 		Header: requestHeader(r.Header), Body: body, ContentLength: r.ContentLength}).WithContext(r.Context())
 	if r.ContentLength == 0 {
-		out.Body = http.NoBody
+		out.Body, body.over = http.NoBody, true
 	}
 	response, err := c.transport.RoundTrip(out)
 	if err != nil {

@@ -2,12 +2,16 @@ package proxy
 
 import (
 	"context"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	testpb "google.golang.org/grpc/interop/grpc_testing"
 	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	alphapb "google.golang.org/grpc/reflection/grpc_reflection_v1alpha"
 	"google.golang.org/grpc/status"
 
 	"sallyport/roles/control"
@@ -98,5 +102,92 @@ func TestReflectionIsFilteredByCaller(t *testing.T) {
 	// Credentials that are sent have to be good here too.
 	if c := status.Code(reflect(withKey(t.Context(), "spk_wrong"))); c != codes.Unauthenticated {
 		t.Errorf("reflection with a bad key: %v", c)
+	}
+}
+
+// TestReflectionListsWhatIsServed: with and without a file, and not what a file
+// declares beside; by either version of reflection, and of HTTP.
+func TestReflectionListsWhatIsServed(t *testing.T) {
+	core := newFakeCore(t)
+	key := core.apiKey("ci", time.Time{})
+	core.part.Policy = []byte(testPolicy[:strings.Index(testPolicy, "[[grant]]")] + `
+"/grpc.testing.*" = ["public"]
+"/bare.v1.Open/Get" = ["public"]
+"/bare.v1.Guarded/*" = ["echo"]
+"/bare.v1.Gone/*" = ["public"]
+` + testPolicy[strings.Index(testPolicy, "[[grant]]"):])
+	core.part.Descriptors = append(core.part.Descriptors, descriptorsOf(t, testpb.File_grpc_testing_test_proto)...)
+	for _, name := range []string{"grpc.testing.TestService", "bare.v1.Open", "bare.v1.Guarded", "bare.v1.Closed"} {
+		core.part.Services = append(core.part.Services, &control.Service{Name: name, Available: true})
+	}
+	r := joined(t, core)
+	const own, alpha = "grpc.health.v1.Health grpc.reflection.v1.ServerReflection", " grpc.reflection.v1alpha.ServerReflection"
+	for _, c := range []struct {
+		ctx  context.Context
+		want string
+	}{
+		{t.Context(), "bare.v1.Open " + own + alpha + " grpc.testing.TestService " + echoName},
+		{withKey(t.Context(), key), "bare.v1.Guarded bare.v1.Open " + own + alpha + " grpc.testing.TestService " + echoName},
+	} {
+		ctx, cancel := context.WithTimeout(c.ctx, 10*time.Second)
+		defer cancel()
+		var names []string
+		one, err := reflectionpb.NewServerReflectionClient(r.dial(nil)).ServerReflectionInfo(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = one.Send(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{}})
+		out, err := one.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range out.GetListServicesResponse().GetService() {
+			names = append(names, s.GetName())
+		}
+		if got := strings.Join(names, " "); got != c.want {
+			t.Errorf("v1 lists %s\nwant %s", got, c.want)
+		}
+		names = nil
+		//lint:ignore SA1019 clients that know nothing newer are many
+		two, err := alphapb.NewServerReflectionClient(r.dial(nil)).ServerReflectionInfo(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		//lint:ignore SA1019 as above
+		_ = two.Send(&alphapb.ServerReflectionRequest{MessageRequest: &alphapb.ServerReflectionRequest_ListServices{}})
+		older, err := two.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range older.GetListServicesResponse().GetService() {
+			names = append(names, s.GetName())
+		}
+		if got := strings.Join(names, " "); got != c.want {
+			t.Errorf("v1alpha lists %s\nwant %s", got, c.want)
+		}
+		list, err := healthpb.NewHealthClient(r.dial(nil)).List(ctx, &healthpb.HealthListRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = nil
+		for name, s := range list.Statuses {
+			if s.GetStatus() != serving {
+				t.Errorf("health of %q: %v", name, s)
+			}
+			if name != "" {
+				names = append(names, name)
+			}
+		}
+		slices.Sort(names)
+		if got := strings.Join(names, " "); got != c.want || list.Statuses[""] == nil {
+			t.Errorf("health lists %s\nwant %s", got, c.want)
+		}
+	}
+	// And by gRPC-Web, to a browser.
+	for _, version := range []int{1, 2} {
+		_, messages, trailers := r.browser(version).call("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", &reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{}})
+		if len(messages) != 1 || !strings.Contains(messages[0], "bare.v1.Open") || strings.Contains(messages[0], "Guarded") || !strings.HasPrefix(trailers, "grpc-status: 0\r\n") {
+			t.Errorf("HTTP/%d: %q %q", version, messages, trailers)
+		}
 	}
 }

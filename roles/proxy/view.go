@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 
 	"sallyport/roles/control"
@@ -32,7 +33,23 @@ func (v *view) excerpt(caller policy.Caller) *excerpt {
 	if caller.Kind == policy.Anonymous {
 		return v.public()
 	}
-	return v.catalog.excerpt(func(path string) bool { return v.policy.Decide(path, caller).Allowed })
+	return v.shown(caller)
+}
+
+// shown is worked out for each caller: what he may call of what is served. A
+// file may declare more than its gateway serves, and a service may have no file.
+func (v *view) shown(caller policy.Caller) *excerpt {
+	e := v.catalog.excerpt(func(path string) bool {
+		service, _, _ := strings.Cut(path[1:], "/")
+		_, served := v.services[service]
+		return (served || ownService(path)) && v.policy.Decide(path, caller).Allowed
+	})
+	for service := range v.services {
+		if v.catalog.services[service] == nil && v.policy.Opens(service, caller) {
+			e.bare = append(e.bare, service)
+		}
+	}
+	return e
 }
 
 // prepare reads the proxy's part of a snapshot. What it returns puts it in use.
@@ -63,9 +80,7 @@ func (p *proxy) prepare(s *control.Snapshot) (func(), error) {
 		v.crl = crl
 	}
 	v.catalog = newCatalog(part.GetDescriptors())
-	v.public = sync.OnceValue(func() *excerpt {
-		return v.catalog.excerpt(func(path string) bool { return v.policy.Decide(path, policy.Caller{}).Allowed })
-	})
+	v.public = sync.OnceValue(func() *excerpt { return v.shown(policy.Caller{}) })
 	p.compareMode(s.GetListener().GetMode())
 	return func() {
 		p.peers.take(core)
