@@ -26,8 +26,9 @@ import (
 
 // The files of an exported pair. They are symbolic links into exportCurrent,
 // itself a symbolic link to a directory that holds one whole pair and is never
-// changed: replacing exportCurrent replaces all three in one instant, so that
-// nobody reads half of a pair.
+// changed: replacing exportCurrent replaces all three in one instant, as
+// Kubernetes does it. Who resolves exportCurrent once and reads there never reads
+// half of a pair; the former directory stays until the next pair comes.
 const (
 	exportCert    = "tls.crt"
 	exportKey     = "tls.key"
@@ -212,6 +213,7 @@ func (e *exporter) renew(ctx context.Context, names []string, ca []byte) error {
 
 // place puts a pair into the directory: durable first, then in one rename.
 func (e *exporter) place(next *exported) error {
+	former, _ := os.Readlink(filepath.Join(e.dir, exportCurrent))
 	dir, err := os.MkdirTemp(e.dir, exportPrefix)
 	if err != nil {
 		return fmt.Errorf("export the certificate: %w", err)
@@ -221,7 +223,7 @@ func (e *exporter) place(next *exported) error {
 		return fmt.Errorf("export the certificate: %w", err)
 	}
 	e.held.Store(next)
-	e.sweep(filepath.Base(dir))
+	e.sweep(filepath.Base(dir), former)
 	return nil
 }
 
@@ -265,14 +267,15 @@ func (e *exporter) point(target, name string) error {
 	return os.Rename(temp, filepath.Join(e.dir, name))
 }
 
-// sweep removes former pairs and what a killed process left.
-func (e *exporter) sweep(current string) {
+// sweep removes former pairs, but for the last: somebody may be reading it; and
+// what a killed process left.
+func (e *exporter) sweep(keep ...string) {
 	entries, err := os.ReadDir(e.dir)
 	if err != nil {
 		return
 	}
 	for _, f := range entries {
-		if strings.HasPrefix(f.Name(), exportPrefix) && f.Name() != current {
+		if strings.HasPrefix(f.Name(), exportPrefix) && !slices.Contains(keep, f.Name()) {
 			_ = os.RemoveAll(filepath.Join(e.dir, f.Name())) // again the next time
 		}
 	}

@@ -74,9 +74,9 @@ func TestExportedPair(t *testing.T) {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	for began := time.Now(); ; time.Sleep(5 * time.Millisecond) { // the former pair goes once the new one is in place
+	for began := time.Now(); ; time.Sleep(5 * time.Millisecond) { // all but the last former pair go once the new one is in place
 		entries, err := os.ReadDir(dir)
-		if err == nil && len(entries) <= 5 {
+		if err == nil && len(entries) <= 6 {
 			break
 		}
 		if time.Since(began) > 10*time.Second {
@@ -101,5 +101,37 @@ func TestExportLeavesFilesOfOthersAlone(t *testing.T) {
 	}
 	if _, err := openExporter(&exporter{dir: dir}); err == nil || !strings.Contains(err.Error(), "tls.key") {
 		t.Errorf("%v, want an error that names the file", err)
+	}
+}
+
+// TestWhoReadsAPairMayFinish: the directory that ..current led to is whole after
+// the pair was replaced, until the next one.
+func TestWhoReadsAPairMayFinish(t *testing.T) {
+	e := &exporter{dir: t.TempDir()}
+	pair := func(name string) *exported {
+		return &exported{leaf: &x509.Certificate{}, cert: []byte(name + " cert"), key: []byte(name + " key"), ca: []byte("ca")}
+	}
+	var resolved []string
+	for _, name := range []string{"first", "second", "third"} {
+		if err := e.place(pair(name)); err != nil {
+			t.Fatal(err)
+		}
+		dir, err := filepath.EvalSymlinks(filepath.Join(e.dir, exportCurrent))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resolved = append(resolved, dir)
+		for i, want := range []string{"first", "second", "third"}[:len(resolved)] {
+			cert, certErr := os.ReadFile(filepath.Join(resolved[i], exportCert))
+			key, keyErr := os.ReadFile(filepath.Join(resolved[i], exportKey))
+			switch {
+			case i < len(resolved)-2:
+				if certErr == nil {
+					t.Errorf("%s is still there after %s", want, name)
+				}
+			case certErr != nil || keyErr != nil || string(cert) != want+" cert" || string(key) != want+" key":
+				t.Errorf("%s after %s: %q %q %v %v", want, name, cert, key, certErr, keyErr)
+			}
+		}
 	}
 }
