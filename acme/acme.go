@@ -57,6 +57,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -72,7 +73,7 @@ type Settings struct {
 	Domains []string      // lower case, as configs checks them
 	CA      configs.ACME  // whom to order of, and as whom
 	Storage Storage       // closed by its owner, after Run has ended
-	KeyFile string        // seals what goes into Storage; made if it is not there
+	KeyFile string        // seals what goes into Storage; made if it is not there; empty: a key in memory, for a storage in memory
 	HTTP    bool          // challenges are answered on plain HTTP, by whatever Front has this storage
 	TLSALPN bool          // challenges are answered by who calls Challenge
 	Log     *slog.Logger  // nil: discarded
@@ -271,15 +272,16 @@ func (m *Manager) newAccount(ctx context.Context, i *certmagic.ACMEIssuer, a acm
 	return a, m.storage.Store(ctx, key, text)
 }
 
-// Certificate is what a handshake presents: that of the name asked for, else
-// the first there is, which tells who looks for another name what this is.
-func (m *Manager) Certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-	if d := m.byName[hello.ServerName]; d != nil {
-		return d.certificate()
+// Certificate is what a handshake of a port with some of the domains presents:
+// that of the name asked for, else the first there is, which tells who looks for
+// another name what this is.
+func (m *Manager) Certificate(asked string, names []string) (*tls.Certificate, error) {
+	if asked = strings.ToLower(asked); slices.Contains(names, asked) {
+		return m.CertificateOf(asked)
 	}
 	var first error
-	for _, d := range m.domains {
-		c, err := d.certificate()
+	for _, name := range names {
+		c, err := m.CertificateOf(name)
 		if err == nil {
 			return c, nil
 		}

@@ -134,7 +134,9 @@ func serveHost(ctx context.Context, running *sync.WaitGroup, h *host, m *Manager
 			go func() {
 				defer nc.Close()
 				nc.SetDeadline(time.Now().Add(10 * time.Second))
-				_ = tls.Server(nc, &tls.Config{NextProtos: []string{"h2"}, GetCertificate: m.Certificate, GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+				_ = tls.Server(nc, &tls.Config{NextProtos: []string{"h2"}, GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+					return m.Certificate(hello.ServerName, m.set.Domains)
+				}, GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 					return m.Challenge(hello), nil
 				}}).Handshake()
 			}()
@@ -195,7 +197,7 @@ func TestIssueAndRenew(t *testing.T) {
 			which.Domains, which.CA = []string{"api.example.org"}, ca.Settings()
 			r := runManager(t, dir, h, which)
 			until(t, "the first certificate", func() bool { return r.leaf("api.example.org") != nil })
-			first, err := r.Certificate(&tls.ClientHelloInfo{ServerName: "api.example.org"})
+			first, err := r.Certificate("api.example.org", which.Domains)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -237,11 +239,11 @@ func TestOneBadDomain(t *testing.T) {
 			t.Errorf("%q is missing in: %s", w, s.Error)
 		}
 	}
-	if _, err := r.Certificate(&tls.ClientHelloInfo{ServerName: "no.bad.example"}); err == nil || !strings.Contains(err.Error(), "no certificate for no.bad.example") {
+	if _, err := r.Certificate("no.bad.example", r.set.Domains); err == nil || !strings.Contains(err.Error(), "no certificate for no.bad.example") {
 		t.Errorf("a handshake for it gives %v", err)
 	}
 	// Who asks for no name, or another, gets one that says what this is.
-	if c, err := r.Certificate(&tls.ClientHelloInfo{}); err != nil || c.Leaf.VerifyHostname("a.example.org") != nil {
+	if c, err := r.Certificate("", r.set.Domains); err != nil || c.Leaf.VerifyHostname("a.example.org") != nil {
 		t.Errorf("without a name: %v", err)
 	}
 	if n := strings.Count(r.log.String(), "could not be had"); n != 1+s.Failures/10 && n != 2+s.Failures/10 {

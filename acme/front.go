@@ -23,7 +23,7 @@ import (
 // per source and as a whole.
 type Front struct {
 	Manager *Manager // whose storage has the challenges; nil: there are none
-	Names   []string // that are served by https; empty: all that may be asked for
+	Names   []string // that are served by https; nil: all that may be asked for
 	Port    string   // of https as callers reach it; "443" is left out of addresses
 }
 
@@ -63,7 +63,7 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	host := strings.ToLower(strings.TrimSuffix(hostname(r.Host), "."))
 	switch {
-	case len(f.Names) > 0 && !slices.Contains(f.Names, host), host == "":
+	case f.Names != nil && !slices.Contains(f.Names, host), host == "":
 		plainly(w, http.StatusNotFound, "There is nothing by this name here.")
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		// It has been sent in the clear already: no redirect makes that undone.

@@ -35,9 +35,13 @@ const probe = "sallyport/sealed-with"
 
 // openSealed reads the key, or makes one, and checks that it is the right one.
 func openSealed(ctx context.Context, s Storage, keyFile string) (*sealed, error) {
-	key, err := readKey(keyFile)
-	if err != nil {
-		return nil, err
+	key := make([]byte, chacha20poly1305.KeySize)
+	_, _ = rand.Read(key) // never fails
+	if keyFile != "" {
+		var err error
+		if key, err = readKey(keyFile); err != nil {
+			return nil, err
+		}
 	}
 	aead, err := chacha20poly1305.NewX(key)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"sallyport/acme/pki"
@@ -181,7 +182,7 @@ func (v *certLs) Run(c *cli) error {
 func standing(r *control.CertificateRow, now time.Time) (expires, state string) {
 	expires, state = left(r.GetNotAfterUnix(), now), "good"
 	if r.GetAlert() != "" {
-		state = r.GetAlert()
+		state, _, _ = strings.Cut(r.GetAlert(), ": ")
 	}
 	if expires == "expired" {
 		state = "expired"

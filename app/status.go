@@ -87,6 +87,11 @@ func (c *cli) status(st *control.StatusResponse) error {
 	if err := c.ownCertificates(st.GetCertificates(), now); err != nil {
 		return err
 	}
+	for _, r := range st.GetCertificates() {
+		if state, cause, ok := strings.Cut(r.GetAlert(), ": "); ok {
+			c.say("%s", c.warning("attention: the certificate of "+oneLine(r.GetHolder())+" ("+state+"): "+oneLine(cause)))
+		}
+	}
 	for _, w := range st.GetWarnings() {
 		c.say("%s", c.warning("attention: "+oneLine(w)))
 	}
@@ -100,10 +105,10 @@ func (c *cli) ownCertificates(rows []*control.CertificateRow, now time.Time) err
 	for _, r := range rows {
 		expires, state := standing(r, now)
 		switch kind := r.GetKind(); {
-		case kind == "file" && !strings.HasPrefix(r.GetHolder(), "core: "):
+		case (kind == "file" || kind == "acme") && !strings.HasPrefix(r.GetHolder(), "core: "):
 			continue // stands below its component
 		case state != "good" && state != "revoked":
-		case strings.HasPrefix(kind, "CA ") || kind == "core" || kind == "file":
+		case strings.HasPrefix(kind, "CA ") || kind == "core" || kind == "file" || kind == "acme":
 		case kind == "client" || kind == "service":
 			more++
 			continue

@@ -204,8 +204,10 @@ func (b *loader) httpAddress(r Role, ordering bool) string {
 	f := b.find(settingOf("http-address"), r)
 	text := f.text()
 	switch {
-	case r == RoleCore && (!ordering || f.from.role != RoleCore && b.proxyAnswers()):
+	case r == RoleCore && (!ordering || f.from.role != RoleCore && b.proxyOrders()):
 		text = "" // the proxy in this process answers for both
+	case r == RoleProxy && !ordering && f.given() && f.from.role != RoleProxy && b.s.Core != nil && b.s.Core.ACME != nil:
+		text = "" // core answers there
 	case !f.given() && ordering:
 		text = b.beyond("80")
 	}
@@ -228,10 +230,10 @@ func (b *loader) httpAddress(r Role, ordering bool) string {
 	return text
 }
 
-// proxyAnswers says whether a proxy in the same process listens for a CA.
-func (b *loader) proxyAnswers() bool {
-	return b.runs(RoleProxy) && (b.find(settingOf("domain"), RoleProxy).given() || b.find(settingOf("grpc-domain"), RoleProxy).given() ||
-		b.find(settingOf("http-address"), RoleProxy).given())
+// proxyOrders says whether a proxy in the same process orders certificates too,
+// and answers the CA.
+func (b *loader) proxyOrders() bool {
+	return b.runs(RoleProxy) && (b.find(settingOf("domain"), RoleProxy).given() || b.find(settingOf("grpc-domain"), RoleProxy).given())
 }
 
 // idleACME refuses settings of a CA of which nothing is ordered.

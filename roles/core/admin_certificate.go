@@ -120,7 +120,7 @@ func (a *admin) ListCertificates(ctx context.Context, in *control.ListCertificat
 		return nil, refusal(err)
 	}
 	for _, w := range files {
-		if w.kind == "file" {
+		if w.kind == "file" || w.kind == "acme" {
 			out.Certificates = append(out.Certificates, &control.CertificateRow{Serial: w.serial, Kind: w.kind, Subject: w.subject, Holder: w.holder,
 				NotBeforeUnix: seconds(w.notBefore), NotAfterUnix: seconds(w.notAfter), Alert: w.alert(now)})
 		}

@@ -134,6 +134,7 @@ type core struct {
 	expiries   *expiries
 	backupDue  chan struct{}
 	outside    *link.OutsideSource // what the gRPC port shows to the world; nil: core's identity
+	ordered    *ordered            // the same, where it is ordered of a public CA; else nil
 	anchors    *link.Anchors       // of the proxies' ports; nil: they show their identities
 
 	secrets    atomic.Pointer[secrets]
@@ -262,6 +263,10 @@ func (c *core) run(ctx context.Context, d Deps, listener, socket net.Listener) e
 	if c.outside != nil {
 		port.Outside = c.outside.Certificate
 		group.Go(func() error { return c.outside.Run(hard) })
+	}
+	if c.ordered != nil {
+		port.Outside = c.ordered.shown
+		group.Go(func() error { return c.ordered.serve(hard) })
 	}
 	if c.anchors != nil {
 		group.Go(func() error { return c.anchors.Run(hard) })

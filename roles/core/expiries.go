@@ -51,15 +51,22 @@ func (w *watched) life(now time.Time) float64 {
 	return min(max(float64(w.notAfter.Sub(now))/float64(whole), 0), 1)
 }
 
-// alert is what the operator is told in status; empty while all is well.
+// alert is what the operator is told in status; empty while all is well. A
+// cause follows after a colon.
 func (w *watched) alert(now time.Time) string {
 	switch {
+	case w.notAfter.IsZero() && w.trouble == "":
+		return "" // being ordered
+	case w.notAfter.IsZero():
+		return "there is none: " + w.trouble
 	case !now.Before(w.notAfter):
 		return "has expired"
 	case w.life(now) <= 0.1:
 		return "expires very soon"
 	case w.life(now) <= 0.25:
 		return "expires soon"
+	case w.trouble != "" && w.kind == "acme":
+		return "could not be renewed: " + w.trouble
 	case w.trouble != "":
 		return "a newer file was not taken"
 	}
@@ -136,10 +143,16 @@ func (e *expiries) judge(ctx context.Context, w *watched, now time.Time) {
 	}
 	a := alert{Code: "certificate_expires", Subject: w.name(), Remedy: w.remedy, From: w.told,
 		Text: fmt.Sprintf("the certificate of %s ends at %s", w.name(), w.notAfter.UTC().Format(time.RFC3339))}
+	late := ""
+	if w.kind == "acme" && w.trouble != "" {
+		late = "; it could not be renewed: " + w.trouble
+	}
+	a.Text += late
 	switch left := w.life(now); {
+	case w.notAfter.IsZero():
 	case !now.Before(w.notAfter):
 		a.Code, a.Once = "certificate_expired", "expired "+once
-		a.Text = fmt.Sprintf("the certificate of %s has ended, at %s", w.name(), w.notAfter.UTC().Format(time.RFC3339))
+		a.Text = fmt.Sprintf("the certificate of %s has ended, at %s", w.name(), w.notAfter.UTC().Format(time.RFC3339)) + late
 		e.core.alerts.raise(ctx, a)
 	case left <= 0.1:
 		a.Once = "expires 1/10 " + once
@@ -149,7 +162,13 @@ func (e *expiries) judge(ctx context.Context, w *watched, now time.Time) {
 		e.core.alerts.raise(ctx, a)
 	}
 	trouble := "file " + w.holder
-	if w.trouble != "" {
+	switch {
+	case w.trouble == "":
+	case w.kind == "acme" && !w.notAfter.IsZero(): // an order may fail; the alerts above say so when it is late
+	case w.kind == "acme": // the cause is never twice the same text
+		e.core.alerts.raise(ctx, alert{Code: "certificate_order", Subject: w.name(), Once: trouble + " " + now.UTC().Format(time.DateOnly), From: w.told,
+			Text: fmt.Sprintf("there is no certificate of %s yet: %s", w.name(), w.trouble), Remedy: w.remedy})
+	default:
 		e.core.alerts.raise(ctx, alert{Code: "certificate_file", Subject: w.name(), Once: trouble + " " + w.trouble, From: w.told,
 			Text: fmt.Sprintf("the newer certificate file of %s was not taken: %s", w.name(), w.trouble), Remedy: "put a good pair there; the former one stays in use"})
 	}
@@ -204,8 +223,17 @@ func (e *expiries) list(ctx context.Context, now time.Time) ([]watched, error) {
 		if h.Serial != "" && ours[h.Serial] && h.Error == "" {
 			continue // issued here, and listed
 		}
-		out = append(out, watched{kind: "file", subject: h.Subject, serial: h.Serial, holder: string(h.Role) + "/" + h.Name + ": " + h.What,
-			told: string(h.Role) + "/" + h.Name, notBefore: h.NotBefore, notAfter: h.NotAfter, trouble: h.Error, remedy: "renew the file; it is picked up without a restart"})
+		w := watched{kind: "file", subject: h.Subject, serial: h.Serial, holder: string(h.Role) + "/" + h.Name + ": " + h.What,
+			told: string(h.Role) + "/" + h.Name, notBefore: h.NotBefore, notAfter: h.NotAfter, trouble: h.Error, remedy: "renew the file; it is picked up without a restart"}
+		if link.Ordered(h.What) {
+			w.kind, w.remedy = "acme", orderedRemedy
+		}
+		out = append(out, w)
+	}
+	if c.ordered != nil {
+		r := c.ordered.report()
+		out = append(out, watched{kind: "acme", subject: r.GetSubject(), serial: r.GetSerial(), holder: "core: " + r.GetWhat(), notBefore: instant(r.GetNotBeforeUnix()),
+			notAfter: instant(r.GetNotAfterUnix()), trouble: r.GetError(), remedy: orderedRemedy})
 	}
 	if c.outside != nil {
 		r := c.outside.Report()
@@ -214,6 +242,17 @@ func (e *expiries) list(ctx context.Context, now time.Time) ([]watched, error) {
 	}
 	slices.SortStableFunc(out, func(a, b watched) int { return cmp.Or(a.notAfter.Compare(b.notAfter), bytes.Compare(a.spki, b.spki)) })
 	return out, nil
+}
+
+// orderedRemedy is what to do about a certificate of a public CA.
+const orderedRemedy = "its holder orders it again and again by itself: mend what the cause names; its log has more"
+
+// instant is a time as components report it; 0 is none.
+func instant(unix int64) time.Time {
+	if unix == 0 {
+		return time.Time{}
+	}
+	return time.Unix(unix, 0)
 }
 
 // remedyFor is what to do about a certificate that was issued here and was not
@@ -260,7 +299,7 @@ func (c *core) reported(s *link.Session, list []*control.Certificate) {
 	rows := make([]store.HeldCertificate, 0, len(list))
 	for _, r := range list[:min(len(list), store.MaxHeldCertificates)] {
 		rows = append(rows, store.HeldCertificate{What: clean(r.GetWhat()), Subject: clean(r.GetSubject()), Serial: clean(r.GetSerial()),
-			NotBefore: time.Unix(r.GetNotBeforeUnix(), 0), NotAfter: time.Unix(r.GetNotAfterUnix(), 0), Error: clean(r.GetError())})
+			NotBefore: instant(r.GetNotBeforeUnix()), NotAfter: instant(r.GetNotAfterUnix()), Error: clean(r.GetError())})
 	}
 	if err := c.db.ReportCertificates(context.WithoutCancel(s.Context()), s.Peer.ID.Role, s.Peer.ID.Name, rows); err != nil {
 		c.log.Error("cannot note which certificates a component uses", string(s.Peer.ID.Role), s.Peer.ID.Name, "cause", err)

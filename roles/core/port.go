@@ -1,7 +1,6 @@
 package core
 
 import (
-	"errors"
 	"time"
 
 	"sallyport/acme/pki"
@@ -14,7 +13,9 @@ import (
 // the CAs that those of the proxies' ports are verified with, if there are any.
 func (c *core) openPort() (err error) {
 	if c.set.ACME != nil {
-		return errors.New("this build orders no certificates of a public CA yet: use --grpc-tls files")
+		if err := c.openOrdered(); err != nil {
+			return err
+		}
 	}
 	if c.set.GRPCTLS == link.ModeFiles {
 		// What it shows is reported when it changes, with everything else.
@@ -32,7 +33,10 @@ func (c *core) openPort() (err error) {
 
 // presents is what gateways are told of the port: in tokens, then in snapshots.
 func (c *core) presents() *control.OutsideCertificate {
-	if c.outside == nil {
+	switch {
+	case c.ordered != nil:
+		return &control.OutsideCertificate{Mode: link.ModeACME, ServerName: c.ordered.domain}
+	case c.outside == nil:
 		return nil
 	}
 	return &control.OutsideCertificate{Mode: link.ModeFiles}

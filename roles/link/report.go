@@ -2,6 +2,7 @@ package link
 
 import (
 	"crypto/x509"
+	"strings"
 
 	"sallyport/acme/pki"
 	"sallyport/roles/control"
@@ -38,3 +39,23 @@ func ReportFile(what, file string, cas bool) *control.Certificate {
 	}
 	return Report(what, first)
 }
+
+// ordered ends the name of a certificate that its holder orders of a public CA,
+// other than one that lies in files.
+const ordered = ", by ACME"
+
+// ReportOrdered is Report for a certificate that is ordered of a public CA for a
+// domain; c is nil while there is none, why says why there is no newer one.
+func ReportOrdered(port, domain string, c *x509.Certificate, why string) *control.Certificate {
+	what := port + ": " + domain + ordered
+	r := &control.Certificate{What: what}
+	if c != nil {
+		r = Report(what, c)
+	}
+	r.Error = printable(why, 1024)
+	return r
+}
+
+// Ordered says whether a report is about a certificate that is ordered of a
+// public CA.
+func Ordered(what string) bool { return strings.HasSuffix(what, ordered) }

@@ -30,8 +30,11 @@ func newComponent(p *proxy) *component {
 		Self: p.self, Log: p.log, Expect: pki.RoleCore, Token: p.token.Load, Admit: p.peers.admit, Health: &portHealth{proxy: p}, Recover: p.renewer.ServeRecover,
 		Handlers: map[string]link.Handler{link.ALPNJoin: c.join, link.ALPNControl: c.control, link.ALPNRelay: c.relay},
 	}
-	if p.outside != nil {
+	switch {
+	case p.outside != nil:
 		c.port.Outside = p.outside.Certificate
+	case p.settings.GRPCTLS == link.ModeACME:
+		c.port.Outside = p.ordered.grpcCertificate
 	}
 	return c
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"time"
 
+	"sallyport/acme"
 	"sallyport/acme/pki"
 	"sallyport/roles/link"
 )
@@ -70,8 +71,12 @@ func (l *public) handshake(ctx context.Context, a *arrival) *arrival {
 		l.refused(why.Code)
 		return nil
 	}
-	l.proxy.edge.connections.Inc()
 	state := tc.ConnectionState()
+	if state.NegotiatedProtocol == acme.ProtocolChallenge {
+		tc.Close() // the CA has seen what it came for
+		return nil
+	}
+	l.proxy.edge.connections.Inc()
 	a.nc, a.secure, a.alpn, a.chain = tc, true, state.NegotiatedProtocol, state.PeerCertificates
 	if a.alpn == "h2" {
 		a.spoken = link.HTTP2

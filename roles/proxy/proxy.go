@@ -102,6 +102,7 @@ type proxy struct {
 
 	certificates certificates
 	issued       *issued                // certificates, in mode internal
+	ordered      *ordered               // certificates of a public CA, for either port; nil: none are
 	outside      *link.OutsideSource    // what the gRPC port shows in mode files, else nil
 	expects      atomic.Pointer[string] // mode of the gRPC port that core was heard to expect last
 	public       *public
@@ -123,7 +124,7 @@ func Run(ctx context.Context, s configs.Proxy, d Deps) error {
 	if err != nil {
 		return err
 	}
-	defer p.db.Close()
+	defer p.close()
 	if p.token.Load() != nil {
 		// What a former identity in this directory was told does not count, and
 		// is gone before there is a new one.
@@ -147,18 +148,19 @@ func Run(ctx context.Context, s configs.Proxy, d Deps) error {
 		return fmt.Errorf("open the public port (--public-address): %w", err)
 	}
 	defer publicListener.Close()
+	httpListener, err := listenHTTP(s)
+	if err != nil {
+		return err
+	}
 	p.state.changed()
 	if d.Started != nil {
 		d.Started(Info{Name: p.name(), GRPCAddress: grpcListener.Addr().String(), PublicAddress: publicListener.Addr().String()})
 	}
-	return p.run(ctx, relay.Listen(grpcListener), relay.Listen(publicListener))
+	return p.run(ctx, relay.Listen(grpcListener), relay.Listen(publicListener), httpListener)
 }
 
 // open reads what is on disk and puts the parts together; nothing runs yet.
 func open(s configs.Proxy, d Deps) (*proxy, error) {
-	if s.ACME != nil {
-		return nil, errors.New("this build orders no certificates of a public CA yet: use --tls files and --grpc-tls files")
-	}
 	p := &proxy{settings: s, deps: d, log: d.Log, started: time.Now(), instance: make([]byte, 16), recheck: make(chan struct{}, 1),
 		metrics: relay.NewCallMetrics("proxy", d.Registry), frames: new(relay.Metrics), access: relay.NewAccessLog(d.Log, s.AccessLog)}
 	_, _ = rand.Read(p.instance)
@@ -194,8 +196,13 @@ func open(s configs.Proxy, d Deps) (*proxy, error) {
 	}
 	p.renewer = &link.Renewer{Self: p.self, Dir: p.dir(), End: p.end, RenewBefore: s.RenewBefore, Version: d.Version, Log: d.Log,
 		Ready: func(error) { p.state.changed() }}
+	if p.ordered, err = p.openOrdered(); err != nil {
+		return nil, err
+	}
 	if s.TLS == "off" {
 		p.certificates = noCertificate{}
+	} else if s.TLS == "acme" {
+		p.certificates = p.ordered
 	} else if s.TLS == "files" {
 		source, err := link.OpenOutside(publicPort, s.TLSCert, s.TLSKey, d.Log, p.state.changed)
 		if err != nil {
@@ -232,7 +239,7 @@ func open(s configs.Proxy, d Deps) (*proxy, error) {
 
 // run works until ctx ends or a listener fails, then drains. What carries
 // calls outlives ctx until the last call has ended or the drain time is over.
-func (p *proxy) run(ctx context.Context, grpcListener, publicListener net.Listener) error {
+func (p *proxy) run(ctx context.Context, grpcListener, publicListener, httpListener net.Listener) error {
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	group, ctx := errgroup.WithContext(ctx)
@@ -241,6 +248,12 @@ func (p *proxy) run(ctx context.Context, grpcListener, publicListener net.Listen
 	group.Go(func() error { p.component.keepIdentity(work); return nil })
 	group.Go(func() error { p.certificates.run(work); return nil })
 	group.Go(func() error { p.keepChecking(work); return nil })
+	if httpListener != nil {
+		group.Go(func() error { return p.serveHTTP(work, httpListener, publicListener.Addr()) })
+	}
+	if p.ordered != nil {
+		group.Go(func() error { return p.ordered.Run(work) })
+	}
 	for _, f := range p.foreign {
 		group.Go(func() error { return f.run(work) })
 	}
@@ -269,6 +282,9 @@ func (p *proxy) reports() []*control.Certificate {
 	if c := p.certificates.report(); c != nil {
 		list = append(list, c)
 	}
+	if p.ordered != nil {
+		list = append(list, p.ordered.reports()...)
+	}
 	for _, f := range p.foreign {
 		list = append(list, f.file.Report())
 	}
@@ -296,6 +312,14 @@ func (p *proxy) openStore() (*store.Component, error) {
 		return store.OpenMemoryComponent()
 	}
 	return store.OpenComponent(filepath.Join(p.settings.DataDir, "proxy.db"))
+}
+
+// close closes the databases.
+func (p *proxy) close() {
+	p.db.Close()
+	if p.ordered != nil {
+		p.ordered.db.Close()
+	}
 }
 
 // name is what core calls this proxy; empty before it has joined.

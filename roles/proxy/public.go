@@ -56,13 +56,12 @@ func newPublic(p *proxy) *public {
 		NextProtos: []string{"h2", "http/1.1"},
 		// Certificates are asked for and judged later: a bad one is answered
 		// in words, on every call, and not with a TLS alert.
-		ClientAuth: tls.RequestClientCert,
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-			return p.certificates.current()
-		},
+		ClientAuth:                  tls.RequestClientCert,
+		GetCertificate:              l.present,
 		DynamicRecordSizingDisabled: true,
 	}
 	l.askForCertificates(p.settings.AskClientCert)
+	l.takeChallenges()
 	l.http1 = newHTTP1(l)
 	return l
 }

@@ -152,7 +152,9 @@ func (p *proxy) refreshView() {
 // this proxy shows: links that are up stay, and none comes after them.
 func (p *proxy) compareMode(expected string) {
 	expected, own := cmp.Or(expected, link.ModeInternal), cmp.Or(p.settings.GRPCTLS, link.ModeInternal)
-	if former := p.expects.Swap(&expected); expected == own || former != nil && *former == expected {
+	// Whoever dials verifies acme and files alike.
+	same := (expected == link.ModeInternal) == (own == link.ModeInternal)
+	if former := p.expects.Swap(&expected); same || former != nil && *former == expected {
 		return
 	}
 	p.log.Warn("core expects another certificate on the gRPC port than this proxy shows, and cannot dial it anew", "expects", expected, "shows", own,
