@@ -225,9 +225,11 @@ func TestPacketsThroughThisHost(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t)
 	container := netns.New(t, "cont")
-	netns.Link(t, n.core, container, "docker0", []string{"172.30.0.1/24"}, []string{"172.30.0.2/24"})
+	netns.Link(t, n.core, container, "docker0", []string{"172.30.0.1/24", "fd30::1/64"}, []string{"172.30.0.2/24", "fd30::2/64"})
 	container.Run("ip", "route", "add", "default", "via", "172.30.0.1")
-	n.core.Run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+	container.Run("ip", "route", "add", "default", "via", "fd30::1")
+	n.core.Run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+	n.neighbour.Run("ip", "route", "add", "fd30::/64", "via", "fd77::1")
 	n.neighbour.Run("ip", "route", "add", "172.30.0.0/24", "via", "10.77.0.1")
 	nat := n.core.Command("nft", "-f", "-")
 	nat.Stdin = strings.NewReader(`table ip nat {
@@ -256,6 +258,7 @@ func TestPacketsThroughThisHost(t *testing.T) {
 
 	// The same port of another machine, which this one only forwards to.
 	reaches(t, n.neighbour, "", "172.30.0.2:50055")
+	reaches(t, n.neighbour, "", "[fd30::2]:50055")
 
 	// Flows that begin here and happen to have our number: one that is
 	// masqueraded, and one of the host itself.

@@ -26,6 +26,9 @@ type guarded struct {
 }
 
 func newGuarded(t *testing.T) *guarded {
+	if testing.Short() {
+		t.Skip("the verbs of one process at a time, mostly waiting")
+	}
 	netns.Available(t, "nft", "setpriv")
 	g := &guarded{netns.New(t, "host"), t, t.TempDir()}
 	other := g.Command("nft", "-f", "-")
