@@ -421,13 +421,22 @@ func TestKill(t *testing.T) {
 	}
 	a := testAuthority(t)
 	revision := a.state.revision
+	file := func() string {
+		text, _ := os.ReadFile(filepath.Join(a.dir, sealedFile))
+		return string(text)
+	}
 	for i := range 12 {
 		cmd := exec.Command(os.Args[0], "-test.run=^TestKill$", "-test.timeout=30s")
 		cmd.Env = append(os.Environ(), "PKI_TEST_ROTATE="+a.dir)
+		before := file()
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Duration(60+11*i) * time.Millisecond) // to have it killed anywhere
+		// It has begun, and is then killed anywhere.
+		for began := time.Now(); file() == before && time.Since(began) < 10*time.Second; {
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(time.Duration(11*i) * time.Millisecond)
 		cmd.Process.Kill()
 		cmd.Wait()
 		b, err := OpenAuthority(a.dir, Secret{})

@@ -50,6 +50,9 @@ func TestSecretPassphrase(t *testing.T) {
 
 // TestSecretWork: what makes guessing expensive is in the file.
 func TestSecretWork(t *testing.T) {
+	if testing.Short() {
+		t.Skip("deriving keys from passphrases takes long under the race detector; not with -short")
+	}
 	sealed, err := Secret{Passphrase: "correct horse"}.seal([]byte("x"))
 	if err != nil || !bytes.Contains(sealed, fmt.Appendf(nil, " %d\n", scryptWork)) {
 		t.Errorf("%q %v", sealed[:80], err)

@@ -203,6 +203,7 @@ func (d *deployment) direct(as []string, method string) error {
 // TestPolicyChanges: what is not listed is closed, a typo is reported, and
 // a change counts at once.
 func TestPolicyChanges(t *testing.T) {
+	t.Parallel()
 	d := deploy(t, "")
 	d.addGateway("office", nil)
 	d.waitRouted("sallyport.demo.v1.Echo", "office")

@@ -108,6 +108,7 @@ func TestKillEachUnderLoad(t *testing.T) {
 
 // TestStopDrains: SIGTERM lets a running call finish and then ends the process.
 func TestStopDrains(t *testing.T) {
+	t.Parallel()
 	for _, role := range []string{"proxy", "core", "office"} {
 		t.Run(role, func(t *testing.T) {
 			d := deploy(t, interopPolicy)

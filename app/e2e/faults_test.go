@@ -146,9 +146,7 @@ func mortalCore(t *testing.T, coreFlags ...string) *deployment {
 // done: everything is then as before the step or as after it, and everybody is
 // connected.
 func TestKilledAnywhere(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes minutes; not with -short")
-	}
+	notWithShort(t)
 	t.Parallel()
 	t.Run("join", killedJoining)
 	t.Run("renewal", killedRenewing)

@@ -14,6 +14,7 @@ import (
 // TestFirstCommand: --role all without any other setting (but ports, because
 // tests run beside each other) prints a line that works as it stands.
 func TestFirstCommand(t *testing.T) {
+	notWithShort(t)
 	dir := t.TempDir()
 	env := baseEnv("SALLYPORT_DATA_DIR="+dir, "NO_COLOR=1")
 	public := fmt.Sprintf("127.0.0.1:%d", freePort(t))

@@ -94,11 +94,13 @@ func foreignDeployment(t *testing.T) (d *deployment, cert, key, ca string) {
 }
 
 func TestPythonClientAndUpstream(t *testing.T) {
+	notWithShort(t)
 	d, cert, key, ca := foreignDeployment(t)
 	runForeign(t, nil, python(t), "testdata/echo_client.py", d.public, ca, cert, key, "spiffe://sallyport.internal/client/billing")
 }
 
 func TestNodeClient(t *testing.T) {
+	notWithShort(t)
 	root := nodeRoot(t)
 	d, cert, key, ca := foreignDeployment(t)
 	runForeign(t, []string{"NODE_MODULES_ROOT=" + root}, "node", "testdata/echo_client.js", d.public, ca, cert, key, "spiffe://sallyport.internal/client/billing")

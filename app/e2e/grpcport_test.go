@@ -306,6 +306,8 @@ func (d *filesDeployment) component(role string) (state, mode, all string) {
 // gRPC ports and to the CA that verifies them, in every form: the ports show
 // the certificates, the dialling sides verify them, and calls go through.
 func TestGRPCPortNames(t *testing.T) {
+	notWithShort(t)
+	t.Parallel()
 	for form := range forms {
 		t.Run(form, func(t *testing.T) {
 			d := deployFiles(t, form, interopPolicy)
@@ -337,9 +339,9 @@ func TestGRPCPortNames(t *testing.T) {
 // TestGRPCPortFilesRenewed: files that something else renews are shown without
 // a restart, bad ones are reported and the old ones stay.
 func TestGRPCPortFilesRenewed(t *testing.T) {
+	t.Parallel()
 	d := deployFiles(t, "flag", interopPolicy)
-	client := testgrpc.NewTestServiceClient(d.dial())
-	l := startLoad(client, 2)
+	l := startLoad(d.clientAt(d.public), 2)
 	for _, side := range []struct {
 		process *process
 		address string
@@ -366,6 +368,8 @@ func TestGRPCPortFilesRenewed(t *testing.T) {
 // port, and its address, and not the identity, gets nothing, whatever he says
 // in the identity's place.
 func TestStolenOutsideCertificate(t *testing.T) {
+	notWithShort(t)
+	t.Parallel()
 	d := deployFiles(t, "flag", interopPolicy)
 	for _, side := range []struct {
 		name             string

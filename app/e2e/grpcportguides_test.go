@@ -49,6 +49,7 @@ func pairIn(t *testing.T, cert, key string) *outsidePair {
 // without extended key usage, and one for key encipherment alone. Names differ
 // from the addresses, and are said.
 func TestGRPCPortGuides(t *testing.T) {
+	notWithShort(t)
 	t.Parallel()
 	dir := t.TempDir()
 	openssl(t, dir,
@@ -89,6 +90,7 @@ func TestGRPCPortGuides(t *testing.T) {
 // lie as in a Kubernetes secret and are renewed by swapping a link, under
 // another intermediate: who can find the root goes on, with chain.pem too.
 func TestGRPCPortPublicCA(t *testing.T) {
+	notWithShort(t)
 	t.Parallel()
 	dir := t.TempDir()
 	file := func(name string) string { return filepath.Join(dir, name) }

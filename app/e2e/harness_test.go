@@ -65,6 +65,16 @@ func need(t *testing.T, ok bool, what string) {
 	t.Skipf("needs %s", what)
 }
 
+// notWithShort skips what the race detector has little to find in: CI has it
+// run the binary with -short. Long waits for certificates to end are of that
+// kind, and the software of others.
+func notWithShort(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("not with -short")
+	}
+}
+
 func tool(t *testing.T, names ...string) string {
 	t.Helper()
 	for _, n := range names {

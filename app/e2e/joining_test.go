@@ -65,6 +65,7 @@ lines:
 
 // TestJoinRefusals: each refusal is told with cause and remedy on both sides.
 func TestJoinRefusals(t *testing.T) {
+	notWithShort(t)
 	d := deploy(t, "")
 	line := strings.TrimSpace(run(t, d.coreEnv, "gateway", "add", "office", "--ip", "127.0.0.1"))
 	tok := token(t, line)
@@ -148,6 +149,8 @@ func TestJoinRefusals(t *testing.T) {
 // TestSeedStaysHome: the token's seed is neither on the wire nor in any file
 // of either side once both components have joined.
 func TestSeedStaysHome(t *testing.T) {
+	notWithShort(t)
+	t.Parallel()
 	tcpdump := tool(t, "tcpdump")
 	need(t, os.Geteuid() == 0, "root, to capture packets")
 	d := deployLogging(t, "all", "")

@@ -36,7 +36,7 @@ func (d *deployment) certificates() map[string]int {
 // again and again, and no call notices. SALLYPORT_E2E_LONG=10m makes the run
 // as long.
 func TestShortLifetimes(t *testing.T) {
-	length, messages := 100*time.Second, 200 // of one stream of the server: ten seconds
+	length, messages := 85*time.Second, 200 // of one stream of the server: ten seconds
 	if long := os.Getenv("SALLYPORT_E2E_LONG"); long != "" {
 		var err error
 		if length, err = time.ParseDuration(long); err != nil {
@@ -44,9 +44,7 @@ func TestShortLifetimes(t *testing.T) {
 		}
 		messages = 1500 // more than a minute: each stream sees renewals
 	}
-	if testing.Short() {
-		t.Skip("takes minutes; not with -short")
-	}
+	notWithShort(t)
 	t.Parallel()
 	d := deployCore(t, interopPolicy, "--cert-lifetime", "1m")
 	d.addGateway("office", nil, "SALLYPORT_UPSTREAM=interop="+startInteropServer(t))
@@ -113,6 +111,8 @@ func TestRevocationCuts(t *testing.T) {
 // TestBackupKeepsRevocations: back up, revoke, restore on the same host: what
 // was revoked stays so, and everybody else comes back by himself.
 func TestBackupKeepsRevocations(t *testing.T) {
+	notWithShort(t)
+	t.Parallel()
 	d := deploy(t, interopPolicy)
 	d.addGateway("kept", nil, "SALLYPORT_UPSTREAM=interop="+startInteropServer(t))
 	d.addGateway("gone", []string{"--serve", "acme.*"})
@@ -157,16 +157,14 @@ func TestBackupKeepsRevocations(t *testing.T) {
 // TestRotationUnderLoad: the CA is replaced from publication to retirement
 // while calls run.
 func TestRotationUnderLoad(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes minutes; not with -short")
-	}
+	notWithShort(t)
 	t.Parallel()
 	d := deployCore(t, interopPolicy, "--cert-lifetime", "5m") // components spread their renewals over a part of it
 	d.addGateway("office", nil, "SALLYPORT_UPSTREAM=interop="+startInteropServer(t))
 	d.waitRouted(testService, "office")
 	root := run(t, d.coreEnv, "ca", "export")
 	client := testgrpc.NewTestServiceClient(d.dial())
-	l := startLoad(client, 4)
+	l := startLoad(paced{client}, 8)
 	run(t, d.coreEnv, "ca", "rotate")
 	eventually(t, 4*time.Minute, "the rotation is finished", func() error {
 		out := run(t, d.coreEnv, "ca", "rotate", "--status", "--json")

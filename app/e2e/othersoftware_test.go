@@ -92,6 +92,7 @@ http {
 // TestCertificatesInNginx: nginx serves with the files of `cert issue` as they
 // are, and lets only clients in that have such files too.
 func TestCertificatesInNginx(t *testing.T) {
+	notWithShort(t)
 	tool(t, "nginx", "/usr/sbin/nginx")
 	d := issuingCore(t)
 	cert, key, ca := d.issue("web", "--server", "--dns", "localhost", "--ip", "127.0.0.1")
@@ -136,6 +137,7 @@ func TestCertificatesInNginx(t *testing.T) {
 // TestCertificatesInOpenSSL: `openssl verify` takes every key type that `cert
 // issue` makes, for its purpose and no other.
 func TestCertificatesInOpenSSL(t *testing.T) {
+	notWithShort(t)
 	openssl := tool(t, "openssl")
 	d := issuingCore(t)
 	for _, kind := range []string{"p256", "p384", "ed25519", "rsa2048"} {
@@ -177,6 +179,7 @@ func TestCertificatesInOpenSSL(t *testing.T) {
 // TestNodeUpstream: a server written with @grpc/grpc-js that requires client
 // certificates, with the files of `cert issue`, behind a gateway.
 func TestNodeUpstream(t *testing.T) {
+	notWithShort(t)
 	root := nodeRoot(t)
 	d := deploy(t, foreignPolicy)
 	serverCert, serverKey, ca := d.issue("node-upstream", "--server", "--dns", "localhost", "--ip", "127.0.0.1")
@@ -221,6 +224,7 @@ func TestNodeUpstream(t *testing.T) {
 // TestCertificateInChromium: the browser shows a page of nginx with a
 // certificate of `cert issue` once the CA is installed, and not before.
 func TestCertificateInChromium(t *testing.T) {
+	notWithShort(t)
 	chromium, certutil := tool(t, "chromium", "chromium-browser", "google-chrome"), tool(t, "certutil")
 	d := issuingCore(t)
 	cert, key, ca := d.issue("web", "--server", "--dns", "localhost", "--ip", "127.0.0.1")

@@ -187,9 +187,7 @@ func (l *loads) stop() {
 // with components that are away and others that join in each phase. No call
 // fails on what is up.
 func TestRotationWithAbsentees(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes a minute; not with -short")
-	}
+	notWithShort(t)
 	t.Parallel()
 	// Short lifetimes: who is led over comes within seconds.
 	d := deployCore(t, interopPolicy, "--cert-lifetime", "2m")
@@ -349,9 +347,7 @@ func TestCompromisedCA(t *testing.T) {
 // an alarm, also when its certificate has ended, and so is the original when
 // the copy has renewed first.
 func TestAbsenceAndClones(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes more than a minute; not with -short")
-	}
+	notWithShort(t)
 	t.Parallel()
 	d := deployCore(t, interopPolicy, "--cert-lifetime", "1m")
 	office := d.addGateway("office", nil, "SALLYPORT_UPSTREAM=interop="+startInteropServer(t))

@@ -15,9 +15,7 @@ import (
 // itself, in both phases, without the one that is away. That one was named all
 // the time, and is led over when it comes back.
 func TestRotationWaitRunsOut(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes most of a minute; not with -short")
-	}
+	notWithShort(t)
 	t.Parallel()
 	d := deployCore(t, interopPolicy, "--cert-lifetime", "2m") // who is there is led over within seconds
 	upstream := "SALLYPORT_UPSTREAM=interop=" + startInteropServer(t)
@@ -72,6 +70,7 @@ func TestRotationWaitRunsOut(t *testing.T) {
 // refused and reads what to do; a certificate of the CA that was given up is
 // nobody's.
 func TestRotationAtClients(t *testing.T) {
+	notWithShort(t)
 	t.Parallel()
 	grpcurl := tool(t, "grpcurl")
 	d := deployCore(t, callersPolicy, "--cert-lifetime", "2m")

@@ -177,6 +177,8 @@ next:
 // API keys are in the 0600 files that are made for them, and nowhere else: not
 // in a log, a database, an audit log, an answer of a verb, or a backup.
 func TestSecretsStayWhereTheyBelong(t *testing.T) {
+	notWithShort(t)
+	t.Parallel()
 	s := &secrets{t: t, all: map[string]*secret{}}
 	passDir := t.TempDir()
 	passphrase := func(name, value string) string {
@@ -363,6 +365,8 @@ func caKeys(s *secrets, text []byte) (n int) {
 // TestKeyOfTheCAStaysInItsFile: without a passphrase the CA is sealed to a key
 // in a file of its own, and that is in no backup: what restores it has another.
 func TestKeyOfTheCAStaysInItsFile(t *testing.T) {
+	notWithShort(t)
+	t.Parallel()
 	d := issuingCore(t)
 	d.issue("billing", "--client")
 	home := filepath.Join(d.dir, "core", "ca.key")

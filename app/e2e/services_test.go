@@ -72,6 +72,7 @@ const testService = "grpc.testing.TestService"
 // TestAnnouncementsAreGuarded: a second gateway that announces a served
 // service gets no call of it until the operator allows it.
 func TestAnnouncementsAreGuarded(t *testing.T) {
+	t.Parallel()
 	first, second := newCounted(t), newCounted(t)
 	d := deploy(t, interopPolicy)
 	d.addGateway("first", nil, "SALLYPORT_UPSTREAM=a="+first.addr)
@@ -122,6 +123,7 @@ func TestAnnouncementsAreGuarded(t *testing.T) {
 // TestDeadUpstreamIsNotTheLeastBusy: two gateways serve, the upstream of one
 // dies: after the first failures no call goes there, and it comes back.
 func TestDeadUpstreamIsNotTheLeastBusy(t *testing.T) {
+	t.Parallel()
 	a, b := newCounted(t), newCounted(t)
 	d := deploy(t, interopPolicy)
 	d.addGateway("a", []string{"--serve", testService}, "SALLYPORT_UPSTREAM=a="+a.addr)

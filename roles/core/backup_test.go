@@ -88,6 +88,9 @@ func stillRevoked(t *testing.T, r *running, g *gateway) {
 }
 
 func TestRestoreOnTheSameHost(t *testing.T) {
+	if testing.Short() {
+		t.Skip("deriving keys from passphrases takes long under the race detector; not with -short")
+	}
 	s := settings(t)
 	r, g, _, p, file := revokedAfterBackup(t, s)
 	if _, err := restoreTo(t, s, file, nil); err == nil || !strings.Contains(err.Error(), "core is running") {
@@ -172,6 +175,9 @@ func TestAFreshHostMayAcceptTheLoss(t *testing.T) {
 // TestKilledWhileRestoring stops a restoration at each of its steps: what starts
 // afterwards is the old core or the restored one.
 func TestKilledWhileRestoring(t *testing.T) {
+	if testing.Short() {
+		t.Skip("deriving keys from passphrases takes long under the race detector; not with -short")
+	}
 	r := start(t, settings(t))
 	r.addGateway("orders")
 	file := r.backup()
@@ -207,6 +213,9 @@ func TestKilledWhileRestoring(t *testing.T) {
 }
 
 func TestABackupIsRefusedThatIsDamaged(t *testing.T) {
+	if testing.Short() {
+		t.Skip("deriving keys from passphrases takes long under the race detector; not with -short")
+	}
 	r := start(t, settings(t))
 	file := r.backup()
 	r.end()

@@ -31,9 +31,6 @@ func pattern(n uint64, size int) *testgrpc.Payload {
 // TestChaos has honest callers call in every way beside hostile ones, while
 // links come and go. Nobody gets what is another's, and nothing is left over.
 func TestChaos(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes 4 s")
-	}
 	s := &service{
 		unary: func(ctx context.Context, r *testgrpc.SimpleRequest) (*testgrpc.SimpleResponse, error) {
 			md, _ := metadata.FromIncomingContext(ctx)
