@@ -82,6 +82,8 @@ type Deps struct {
 	Ready    func(err error)       // nil error: ready; called on every change
 	Started  func(Info)            // called once, when every listener is open
 	Firewall *firewall.File        // gets the addresses of the gateways; nil: they are written nowhere
+
+	fetch func(ctx context.Context, issuer string) (*token.Keys, error) // of tests; nil: by HTTPS
 }
 
 // Info says where a running core is.
@@ -219,9 +221,12 @@ func newCore(ctx context.Context, s configs.Core, d Deps, db *store.Core, opened
 	c.denials = newDenials(db, d.Log)
 	c.router = &router{log: d.Log, shares: relay.NewShares(cmp.Or(d.Budget, relay.DefaultBudget)), registry: c.registry, denials: c.denials, calls: relay.NewCallMetrics("core", d.Registry),
 		access: relay.NewAccessLog(d.Log, s.AccessLog), now: time.Now, wait: routeWait, waiting: make(chan struct{}, maxWaiting), held: c.relearning.holds, recheck: make(chan struct{}, 1)}
-	client := token.NewClient()
-	c.issuers = newIssuers(d.Log, func(ctx context.Context, url string) (*token.Keys, error) { return token.Fetch(ctx, client, url) },
-		func(ctx context.Context) error { return c.publisher.publish(ctx) })
+	fetch := d.fetch
+	if fetch == nil {
+		client := token.NewClient()
+		fetch = func(ctx context.Context, issuer string) (*token.Keys, error) { return token.Fetch(ctx, client, issuer) }
+	}
+	c.issuers = newIssuers(d.Log, fetch, func(ctx context.Context) error { return c.publisher.publish(ctx) })
 	c.router.newer = c.issuers.newer
 	c.publisher = &publisher{log: d.Log, db: db, ca: c.ca, list: list, crls: c.crls, self: c.self, registry: c.registry, lifetime: s.CertLifetime,
 		demo: s.Demo, advertise: c.advertise, listener: c.presents(), modeOf: c.modeOf, ruling: &c.router.ruling, ruled: c.router.ruled, issuers: c.issuers, peers: c.peers}

@@ -78,12 +78,18 @@ func start(t testing.TB, s configs.Core) *running { return startWith(t, s, nil) 
 
 // startWith is start with the data file of the firewall.
 func startWith(t testing.TB, s configs.Core, file *firewall.File) *running {
+	return startDeps(t, s, Deps{Firewall: file})
+}
+
+// startDeps is start with what else core is given.
+func startDeps(t testing.TB, s configs.Core, d Deps) *running {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	r := &running{t: t, set: s, log: &logBuffer{}, stop: stop, done: make(chan error, 1)}
 	started := make(chan Info, 1)
 	go func() {
-		r.done <- Run(ctx, s, Deps{Log: slog.New(slog.NewTextHandler(r.log, nil)), Version: "test", Started: func(i Info) { started <- i }, Firewall: file})
+		d.Log, d.Version, d.Started = slog.New(slog.NewTextHandler(r.log, nil)), "test", func(i Info) { started <- i }
+		r.done <- Run(ctx, s, d)
 	}()
 	select {
 	case r.info = <-started:
