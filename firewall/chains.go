@@ -25,6 +25,14 @@ const (
 	counterStray   = "stray"   // packets from the ports of connections that conntrack does not know
 )
 
+// The sets of who was refused of late. They are bounded: what finds no place is
+// dropped all the same, and only not named.
+const (
+	setRefused4, setRefused6 = "refused4", "refused6"
+	refusedSize              = 64
+	refusedFor               = "2m"
+)
+
 func (r Rules) counters() []string {
 	if r.peers.any {
 		return nil
@@ -58,6 +66,11 @@ func (r Rules) chains() []chain {
 				`[{"match":{"op":"==","left":{"payload":{"protocol":"ip","field":"saddr"}},"right":"@peers4"}},{"accept":null}]`},
 			{"", "ip6 saddr @peers6 accept",
 				`[{"match":{"op":"==","left":{"payload":{"protocol":"ip6","field":"saddr"}},"right":"@peers6"}},{"accept":null}]`},
+			{"who is refused is remembered for a while, so that it can be said",
+				"update @refused4 { ip saddr }",
+				`[{"set":{"op":"update","elem":{"payload":{"protocol":"ip","field":"saddr"}},"set":"@refused4"}}]`},
+			{"", "update @refused6 { ip6 saddr }",
+				`[{"set":{"op":"update","elem":{"payload":{"protocol":"ip6","field":"saddr"}},"set":"@refused6"}}]`},
 			{"", `counter name "refused" drop`,
 				`[{"counter":"refused"},{"drop":null}]`},
 		}},

@@ -93,6 +93,10 @@ func (d *drift) sets(r Rules, k *KernelTable) {
 			d.peers(without(have, want), "is allowed and should not be")
 			d.peers(without(want, have), "should be allowed and is missing")
 		}
+		for _, f := range [][2]string{{setRefused4, "ipv4_addr"}, {setRefused6, "ipv6_addr"}} {
+			known[f[0]] = true
+			d.set(k, f[0], f[1], false)
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(k.sets)) {
 		if !known[name] {
@@ -109,6 +113,11 @@ func (d *drift) set(k *KernelTable, name, kind string, interval bool) {
 	}
 	if s.kind != kind || s.interval != interval {
 		d.say("set %s has another type: %s", name, oneLine(s.kind))
+	}
+	if name != setRefused4 && name != setRefused6 {
+		for _, a := range s.passing {
+			d.say("set %s has an element that does not belong there: %s, for a time", name, a)
+		}
 	}
 	for _, e := range s.odd {
 		d.say("set %s has an element that does not belong there: %s", name, oneLine(e))

@@ -35,6 +35,7 @@ type kernelSet struct {
 	odd      []string    // elements that are no plain address, network, range or port
 	ranges   []addrRange // of addresses, joined, in order
 	ports    []uint16
+	passing  []netip.Addr // elements that end by themselves
 }
 
 // addrRange is from one address to another, both included.
@@ -126,6 +127,15 @@ func (k *KernelTable) other(raw json.RawMessage) {
 	}
 }
 
+// Refused are the addresses that the kernel refused of late, as far as it has
+// room for them.
+func (k *KernelTable) Refused() []netip.Addr {
+	if k == nil {
+		return nil
+	}
+	return append(slices.Clone(k.sets[setRefused4].passing), k.sets[setRefused6].passing...)
+}
+
 func parseSet(kind, flags json.RawMessage, elements []json.RawMessage) kernelSet {
 	s := kernelSet{}
 	if json.Unmarshal(kind, &s.kind) != nil {
@@ -142,6 +152,10 @@ func parseSet(kind, flags json.RawMessage, elements []json.RawMessage) kernelSet
 					Len  int    `json:"len"`
 				} `json:"prefix"`
 				Range []json.RawMessage `json:"range"`
+				Elem  *struct {
+					Val     netip.Addr `json:"val"`
+					Expires int64      `json:"expires"`
+				} `json:"elem"`
 			}
 		)
 		switch {
@@ -158,6 +172,9 @@ func parseSet(kind, flags json.RawMessage, elements []json.RawMessage) kernelSet
 				s.ranges = append(s.ranges, rangeOf(p))
 				continue
 			}
+		case shape.Elem != nil && shape.Elem.Expires > 0 && shape.Elem.Val.IsValid():
+			s.passing = append(s.passing, shape.Elem.Val)
+			continue
 		case len(shape.Range) == 2:
 			var from, to netip.Addr
 			if json.Unmarshal(shape.Range[0], &from) == nil && json.Unmarshal(shape.Range[1], &to) == nil && from.Compare(to) <= 0 {

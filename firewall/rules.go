@@ -168,6 +168,9 @@ func (r Rules) table(b *strings.Builder) {
 	if !r.peers.any {
 		set(b, "peers4", "ipv4_addr", v4)
 		set(b, "peers6", "ipv6_addr", v6)
+		for _, f := range [][2]string{{setRefused4, "ipv4_addr"}, {setRefused6, "ipv6_addr"}} {
+			fmt.Fprintf(b, "\tset %s {\n\t\ttype %s\n\t\tsize %d\n\t\tflags dynamic, timeout\n\t\ttimeout %s\n\t}\n\n", f[0], f[1], refusedSize, refusedFor)
+		}
 	}
 	for _, name := range r.counters() {
 		fmt.Fprintf(b, "\tcounter %s {\n\t}\n\n", name)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -64,7 +65,8 @@ type watch struct {
 	wanted  []Rules // what the file said last that was good
 	loaded  string  // the text in the kernel
 	odd     []string
-	next    time.Time // when to look at the kernel next
+	next    time.Time            // when to look at the kernel next
+	said    map[string]time.Time // refused addresses, by role
 }
 
 // fileID changes when a file does.
@@ -183,8 +185,44 @@ func (s *watch) drift(ctx context.Context) (lines []string, err error) {
 			return nil, err
 		}
 		lines = append(lines, r.Drift(k)...)
+		s.refused(r, k.Refused())
 	}
 	return lines, nil
+}
+
+const (
+	refusedShown = 5
+	refusedKept  = 1024
+	refusedQuiet = 10 * time.Minute
+)
+
+// refused says who was turned away, each address once in a while: the process
+// behind the port hears nothing of it.
+func (s *watch) refused(r Rules, list []netip.Addr) {
+	now, shown, more := time.Now(), 0, 0
+	if s.said == nil || len(s.said) > refusedKept {
+		s.said = map[string]time.Time{}
+	}
+	for _, a := range list {
+		id := string(r.role) + " " + a.String()
+		if now.Sub(s.said[id]) < refusedQuiet {
+			continue
+		}
+		s.said[id] = now
+		if shown == refusedShown {
+			more++
+			continue
+		}
+		shown++
+		if r.role == configs.RoleProxy {
+			s.Say(true, "proxy: %s was refused, which is not among the addresses of core; if core is there now, start the proxy with --core-ip %s, or, before core moves, run 'sallyport proxy set NAME --core-ip %s' beside core", a, a, a)
+		} else {
+			s.Say(true, "core: %s was refused, which is no gateway's address; if a gateway lives there: sallyport gateway set NAME --ip %s", a, a)
+		}
+	}
+	if more > 0 {
+		s.Say(true, "%s: %d more addresses were refused", r.role, more)
+	}
 }
 
 // bad says what is wrong, once until something else is, or all is well.

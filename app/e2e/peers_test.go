@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -35,28 +34,6 @@ type farHost struct {
 	*netns.Host
 	t   *testing.T
 	dir string
-	run func(*process) // starts one
-}
-
-// launcher starts processes from one thread that lives as long as the test: the
-// kernel kills them when the thread ends that has started them (Pdeathsig), and
-// threads that have been in a namespace end early.
-func launcher(t *testing.T) func(*process) {
-	lines, done := make(chan func()), make(chan struct{})
-	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		defer close(done)
-		for f := range lines {
-			f()
-		}
-	}()
-	t.Cleanup(func() { close(lines); <-done })
-	return func(p *process) {
-		started := make(chan struct{})
-		lines <- func() { defer close(started); p.start(t) }
-		<-started
-	}
 }
 
 // process is a line that is run on the host, as its user would paste it.
@@ -78,7 +55,7 @@ func (s *farHost) process(name, line string, env ...string) *process {
 func (s *farHost) guard(role, dataDir string) *process {
 	s.t.Helper()
 	p := s.process("guard-"+role, fmt.Sprintf("%s firewall apply --role %s --from %s --watch --run-dir %s", binary, role, filepath.Join(dataDir, "firewall.json"), filepath.Join(s.dir, "run-"+role)))
-	s.run(p)
+	p.start(s.t)
 	return p
 }
 
@@ -121,8 +98,7 @@ func TestFourHosts(t *testing.T) {
 	t.Parallel()
 	netns.Available(t, "nft", "ss")
 	dir := t.TempDir()
-	launch := launcher(t)
-	host := func(label string) *farHost { return &farHost{netns.New(t, label), t, dir, launch} }
+	host := func(label string) *farHost { return &farHost{netns.New(t, label), t, dir} }
 	coreHost, proxyHost, officeHost, neighbour := host("core"), host("proxy"), host("office"), host("neighbour")
 	netns.Switch(t, coreHost.Host, proxyHost.Host, officeHost.Host, neighbour.Host)
 	for s, address := range map[*farHost]string{coreHost: coreAt, proxyHost: proxyAt, officeHost: officeAt, neighbour: neighbourAt} {
@@ -130,7 +106,7 @@ func TestFourHosts(t *testing.T) {
 	}
 	coreEnv := []string{"SALLYPORT_DATA_DIR=" + filepath.Join(dir, "core")}
 	core := coreHost.process("core", "sallyport --role core --advertise "+coreAt+":50055")
-	launch(core)
+	core.start(t)
 	coreGuard := coreHost.guard("core", filepath.Join(dir, "core"))
 	eventually(t, 20*time.Second, "core answers", func() error {
 		_, errOut, err := tryRun(coreEnv, "status")
@@ -148,11 +124,11 @@ func TestFourHosts(t *testing.T) {
 
 	line := strings.TrimSpace(run(t, coreEnv, "proxy", "add", "dmz1", "--address", proxyAt+":50051", "--core-ip", coreAt))
 	proxy := proxyHost.process("proxy", line)
-	launch(proxy)
+	proxy.start(t)
 	proxyGuard := proxyHost.guard("proxy", filepath.Join(dir, "proxy"))
 	line = strings.TrimSpace(run(t, coreEnv, "gateway", "add", "office", "--ip", officeAt))
 	office := officeHost.process("office", line, "SALLYPORT_UPSTREAM=interop="+officeHost.serve())
-	launch(office)
+	office.start(t)
 
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM([]byte(run(t, coreEnv, "ca", "export")))
@@ -190,7 +166,7 @@ func TestFourHosts(t *testing.T) {
 	eventually(t, 10*time.Second, "the new gateway's host reaches core", func() error { return neighbour.reaches(neighbourAt, coreAt+":50055") })
 	t.Logf("the port was open %v after the gateway was added", time.Since(began).Round(time.Millisecond))
 	billing := neighbour.process("billing", line, "SALLYPORT_UPSTREAM=interop="+neighbour.serve())
-	launch(billing)
+	billing.start(t)
 	eventually(t, 20*time.Second, "billing has its links", func() error {
 		if n := coreHost.established(neighbourAt); n < 2 {
 			return fmt.Errorf("%d connections", n)
@@ -204,7 +180,7 @@ func TestFourHosts(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	thief := neighbour.process("stolen", "sallyport --role gateway --health-address 127.0.0.1:8081", "SALLYPORT_UPSTREAM=interop="+neighbour.serve())
-	launch(thief)
+	thief.start(t)
 	says := "the identity of gateway office was used from " + neighbourAt + ", which is an address of gateway billing"
 	waitLog(t, core, "ALARM", says)
 	waitLog(t, thief, says)
@@ -239,11 +215,11 @@ func TestFourHosts(t *testing.T) {
 	coreHost.AddAddress("eth0", coreMovedTo+"/24")
 	coreHost.Run("ip", "route", "replace", proxyAt+"/32", "dev", "eth0", "src", coreMovedTo)
 	core.kill()
-	launch(core)
+	core.start(t)
 	waitLog(t, proxyGuard, coreMovedTo, "--core-ip "+coreMovedTo)
 	proxy.kill()
 	proxy.env = append(proxy.env, "SALLYPORT_CORE_IP="+coreMovedTo)
-	launch(proxy)
+	proxy.start(t)
 	callsGoThrough(t, client, "core at its new address")
 	if out := run(t, coreEnv, "proxy", "ls"); !strings.Contains(out, "dmz1") {
 		t.Error(out)

@@ -134,11 +134,25 @@ func must(t testing.TB, cmd *exec.Cmd) string {
 }
 
 // Do runs f on a thread that is on the host: sockets that f makes itself, not by
-// goroutines that it starts, are the host's, and stay so.
+// goroutines that it starts, are the host's, and stay so. The thread goes home
+// afterwards: were it to end, the kernel would kill the processes that it has
+// started for other tests (Pdeathsig).
 func (h *Host) Do(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		runtime.LockOSThread()
+		home, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
+			runtime.UnlockOSThread()
+			done <- err
+			return
+		}
+		defer home.Close()
+		defer func() {
+			if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
+				runtime.UnlockOSThread()
+			} // else the thread ends with the goroutine
+		}()
 		ns, err := os.Open("/run/netns/" + h.Name)
 		if err != nil {
 			done <- err
