@@ -50,7 +50,7 @@ func middle(spec string) {
 	var entrance string
 	switch f[0] {
 	case "relay":
-		entrance, _ = chain(t, hops, f[2], hopConfig{tls: true, conns: 1})
+		entrance, _ = chain(t, hops, f[2], hopConfig{tls: true, conns: 1, web: true})
 	case "grpc":
 		entrance = grpcProxies(t, hops, f[2])
 	}
@@ -168,6 +168,7 @@ type child struct {
 	in      io.WriteCloser
 	out     *bufio.Scanner
 	address string
+	kind    string // content-type of the calls; empty: native
 }
 
 func startChild(b *testing.B, spec string) *child {
@@ -224,7 +225,11 @@ func (c *child) measure(b *testing.B, conns, callers, size int, d time.Duration)
 				return
 			}
 			defer nc.Close()
-			n, took, err := bareCaller(nc, callers/conns, size, start.Add(d))
+			kind := c.kind
+			if kind == "" {
+				kind = contentTypeGRPC
+			}
+			n, took, err := bareCallerOf(nc, kind, callers/conns, size, start.Add(d))
 			if err != nil {
 				b.Error(i, err)
 			}
@@ -285,6 +290,43 @@ func BenchmarkMiddle(b *testing.B) {
 				}
 			})
 		}
+	}
+}
+
+// BenchmarkWeb measures gRPC-Web over HTTP/2 beside native gRPC, through the same
+// relay in the same run.
+func BenchmarkWeb(b *testing.B) {
+	for _, load := range []struct {
+		name                           string
+		conns, callers, size, messages int
+	}{
+		{"c64", 4, 64, 100, 1},
+		{"64KiB", 4, 16, 64 << 10, 1},
+		{"stream", 4, 16, 1 << 10, 500},
+	} {
+		b.Run(load.name, func(b *testing.B) {
+			relay := startChild(b, "relay 1 "+bareService(b, load.size, load.messages, false))
+			size := load.size
+			if load.messages > 1 {
+				size = 10
+			}
+			kinds := []string{contentTypeGRPC, contentTypeWeb, contentTypeWeb + "-text"}
+			for b.Loop() {
+				cpu := make([][]float64, len(kinds))
+				for range 3 {
+					for i, kind := range kinds {
+						relay.kind = kind
+						c, _, _ := relay.measure(b, load.conns, load.callers, size, time.Second)
+						cpu[i] = append(cpu[i], c)
+					}
+				}
+				n, native := float64(load.messages), median(cpu[0])
+				b.ReportMetric(native/n, "native-cpu-µs/msg")
+				b.ReportMetric(median(cpu[1])/native, "web-ratio-cpu")
+				b.ReportMetric(median(cpu[2])/native, "text-ratio-cpu")
+				b.ReportMetric(0, "ns/op")
+			}
+		})
 	}
 }
 

@@ -147,6 +147,26 @@ func FuzzServer(f *testing.F) {
 	_ = fb.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: []byte{0x00, 1, 'a', 1, 'b'}, EndHeaders: true, EndStream: true})
 	_ = fb.WriteGoAway(1, http2.ErrCodeNo, nil)
 	f.Add(buf.Bytes(), back.Bytes())
+	// The same by gRPC-Web, in base64.
+	var web, answer bytes.Buffer
+	fw := http2.NewFramer(&web, nil)
+	hb.Reset()
+	for i := 0; i < len(goodRequest); i += 2 {
+		value := goodRequest[i+1]
+		if goodRequest[i] == "content-type" {
+			value = "application/grpc-web-text"
+		}
+		_ = enc.WriteField(hpack.HeaderField{Name: goodRequest[i], Value: value})
+	}
+	_ = fw.WriteSettings()
+	_ = fw.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: hb.Bytes(), EndHeaders: true})
+	_ = fw.WriteData(1, true, []byte("AAAAAAVoZWxsbw=="))
+	fa := http2.NewFramer(&answer, nil)
+	_ = fa.WriteSettings()
+	_ = fa.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: append([]byte{0x88, 0x00, 12}, "content-type\x10application/grpc"...), EndHeaders: true})
+	_ = fa.WriteData(1, false, []byte("\x00\x00\x00\x00\x05hello"))
+	_ = fa.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: append([]byte{0x00, 11}, "grpc-status\x010"...), EndHeaders: true, EndStream: true})
+	f.Add(web.Bytes(), answer.Bytes())
 	f.Fuzz(func(t *testing.T, request, response []byte) {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
@@ -155,7 +175,7 @@ func FuzzServer(f *testing.F) {
 		upOurs, upTheirs := net.Pipe()
 		out := NewClient(upOurs, &Options{Metrics: m, Budget: budget})
 		inOurs, inTheirs := net.Pipe()
-		in := NewServer(inOurs, &Options{Edge: true, Metrics: m, Budget: budget}, HandlerFunc(func(c *Call) {
+		in := NewServer(inOurs, &Options{Edge: true, Metrics: m, Budget: budget, Web: webOptions().Web}, HandlerFunc(func(c *Call) {
 			if err := c.Forward(out, c.Header(), ForwardOptions{Retry: func(error) { c.Reject(14, "") }}); err != nil {
 				c.Reject(14, "")
 			}

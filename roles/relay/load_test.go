@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"io"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -180,11 +181,19 @@ type answer struct {
 // bareCaller keeps calls in flight on one connection until stop, and returns how
 // many were answered with grpc-status 0, and how long each took.
 func bareCaller(nc net.Conn, inFlight, size int, until time.Time) (calls int, took []time.Duration, err error) {
+	return bareCallerOf(nc, contentTypeGRPC, inFlight, size, until)
+}
+
+// bareCallerOf is bareCaller with a content-type of its own.
+func bareCallerOf(nc net.Conn, kind string, inFlight, size int, until time.Time) (calls int, took []time.Duration, err error) {
 	c := newBare(nc)
 	c.out = append(c.out, preface...)
 	c.out = appendWindowUpdate(appendSettings(c.out, setting{settingInitialWindow, maxWindow}), 0, maxWindow-defaultWindow)
 	message := append([]byte{0}, binary.BigEndian.AppendUint32(nil, uint32(size))...)
 	message = append(message, make([]byte, size)...)
+	if strings.HasPrefix(kind, contentTypeWeb+"-text") {
+		message = appendBase64(nil, message)
+	}
 	var ebuf bytes.Buffer
 	enc := hpack.NewEncoder(&ebuf)
 	next := uint32(1)
@@ -222,7 +231,7 @@ func bareCaller(nc net.Conn, inFlight, size int, until time.Time) (calls int, to
 	call := func(i int) {
 		ebuf.Reset()
 		for _, f := range [][2]string{{":method", "POST"}, {":scheme", "https"}, {":path", "/bench.v1.Bench/Call"}, {":authority", "localhost"},
-			{"content-type", "application/grpc"}, {"user-agent", "grpc-go/1.85.0"}, {"te", "trailers"}} {
+			{"content-type", kind}, {"user-agent", "grpc-go/1.85.0"}, {"te", "trailers"}} {
 			_ = enc.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]})
 		}
 		ebuf.WriteByte(0)

@@ -3,6 +3,7 @@ package relay
 import (
 	"encoding/base64"
 	"encoding/binary"
+	"slices"
 )
 
 // What gRPC-Web is made of: base64 that comes in pieces, messages whose ends
@@ -18,7 +19,24 @@ type decoder struct {
 
 // append decodes p onto dst. What it returns beside false is of no use.
 func (d *decoder) append(dst, p []byte) ([]byte, bool) {
+	dst = slices.Grow(dst, len(p)/4*3+3)
 	for i := 0; i < len(p); i++ {
+		if d.n == 0 { // whole groups without padding, which is nearly all
+			out := dst[len(dst):cap(dst)]
+			n := 0
+			for ; len(p)-i >= 4 && n+3 <= len(out); i, n = i+4, n+3 {
+				q := p[i : i+4 : i+4]
+				a, b, c, e := base64Values[q[0]], base64Values[q[1]], base64Values[q[2]], base64Values[q[3]]
+				if a|b|c|e >= 64 {
+					break
+				}
+				o := out[n : n+3 : n+3]
+				o[0], o[1], o[2] = a<<2|b>>4, b<<4|c>>2, c<<6|e
+			}
+			if dst = dst[:len(dst)+n]; i == len(p) {
+				break
+			}
+		}
 		d.group[d.n] = p[i]
 		if d.n++; d.n < 4 {
 			continue
