@@ -19,6 +19,14 @@
 // public methods too. The proxy's own services, health and reflection, are
 // reached by the same way, and reflection shows each caller what he may call.
 //
+// # Browsers
+//
+// Native gRPC and gRPC-Web, over HTTP/2 and HTTP/1.1, come in by the same way
+// and are judged alike; HTTP/1.1 is read by net/http and carried over a
+// connection in memory. Pages may call from the origins that the settings name
+// and from this very one. What a browser adds by itself, cookies and client
+// certificates, counts for nothing.
+//
 // # Crowds
 //
 // Connections, unfinished handshakes and open calls are counted per source, an

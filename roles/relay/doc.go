@@ -41,6 +41,15 @@
 //   - Fields that were marked as never to be indexed stay so on every hop, and
 //     authorization always is.
 //
+// # Browsers
+//
+// A server end with Options.Web takes gRPC-Web too, binary and text. A handler
+// and everything behind it sees a native call; the content-type, base64 and the
+// trailers' frame are this connection's affair (web.go). Of an answer's messages
+// the lengths are read, to know where one ends: trailers within one would be
+// taken for the rest of it. Such a call is reset, which is the one exception to
+// the first promise above. In a request and in native calls nothing is read.
+//
 // # Locks
 //
 // A call's mutex may be held while a connection's is taken, never the other way
