@@ -127,15 +127,40 @@ func TestPublicCertificates(t *testing.T) {
 		t.Errorf("plain HTTP is sent to %q, want %q", response.Header.Get("Location"), want)
 	}
 
-	// A restart orders nothing, and nothing secret lies about.
+	// The proxy's gRPC port has one too, which core verifies by --proxy-grpc-ca.
+	// A restart of core orders nothing.
 	orders := forCore.Count(acmetest.NewOrder)
 	d.core.stop(t, 20*time.Second)
+	d.core.args = append(d.core.args, "--proxy-grpc-ca", forProxy.Issuer)
 	d.core.start(t)
 	d.waitReady("core")
-	d.waitRouted("sallyport.demo.v1.Echo", "inside")
 	if n := forCore.Count(acmetest.NewOrder); n != orders || orders != 1 {
 		t.Errorf("%d orders for core before its restart, %d after", orders, n)
 	}
+	run(t, d.coreEnv, "proxy", "set", "dmz1", "--grpc-tls", "acme", "--server-name", "dmz.example.org")
+	d.proxy.stop(t, 20*time.Second)
+	d.proxy.env = append(d.proxy.env, "SALLYPORT_GRPC_DOMAIN=dmz.example.org")
+	d.proxy.start(t)
+	d.waitReady("proxy")
+	d.waitRouted("sallyport.demo.v1.Echo", "inside")
+	outside := x509.NewCertPool()
+	if roots, err = os.ReadFile(forProxy.Issuer); err != nil {
+		t.Fatal(err)
+	}
+	outside.AppendCertsFromPEM(roots)
+	if nc, err = tls.Dial("tcp", d.proxyGRPC, &tls.Config{RootCAs: outside, ServerName: "dmz.example.org", NextProtos: []string{"h2"}}); err != nil {
+		t.Fatalf("the proxy's gRPC port: %v", err)
+	}
+	nc.Close()
+	eventually(t, 60*time.Second, "a call over both", func() error {
+		_, errOut, err := tryRun(nil, "call", "--address", d.public, "--ca", forProxy.Issuer, "--server-name", "web.example.org", "sallyport.demo.v1.Echo/Say", `{"text":"hello"}`)
+		if err != nil {
+			return errors.New(errOut)
+		}
+		return nil
+	})
+
+	// Nothing secret lies about.
 	for _, role := range []string{"core", "proxy"} {
 		for _, name := range []string{"acme.db", "acme.key"} {
 			path := filepath.Join(d.dir, role, name)
