@@ -2,6 +2,7 @@ package app
 
 import (
 	"fmt"
+	"net/netip"
 
 	"sallyport/firewall"
 )
@@ -38,7 +39,7 @@ func (v *firewallCheck) Run(c *cli) error {
 		differences += len(drift)
 		refused, stray := k.CounterOf()
 		list = append(list, object{{"role", r.Role()}, {"table", firewall.Table(r.Role())}, {"ports", r.Ports()},
-			{"same", len(drift) == 0}, {"differences", append([]string{}, drift...)}, {"refused", refused}, {"stray", stray}})
+			{"same", len(drift) == 0}, {"differences", append([]string{}, drift...)}, {"refused", refused}, {"stray", stray}, {"refused_lately", append([]netip.Addr{}, k.Refused()...)}})
 		if v.JSON {
 			continue
 		}
@@ -50,6 +51,9 @@ func (v *firewallCheck) Run(c *cli) error {
 		}
 		if k != nil {
 			fmt.Fprintf(c.out, "%s: refused %d packets, %d bytes; stray %d packets, %d bytes\n", r.Role(), refused.Packets, refused.Bytes, stray.Packets, stray.Bytes)
+			if list := k.Refused(); len(list) > 0 {
+				fmt.Fprintf(c.out, "%s: refused of late: %s\n", r.Role(), firewall.Listed(list))
+			}
 		}
 	}
 	if v.JSON {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -38,6 +39,19 @@ func (k *KernelTable) CounterOf() (refused, stray Counter) {
 		return
 	}
 	return k.counters[counterRefused], k.counters[counterStray]
+}
+
+// Listed are addresses as a sentence has them, not too many.
+func Listed(list []netip.Addr) string {
+	var words []string
+	for _, a := range list[:min(len(list), shownPeers)] {
+		words = append(words, a.String())
+	}
+	text := strings.Join(words, ", ")
+	if more := len(list) - len(words); more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
 }
 
 type drift struct {
@@ -116,7 +130,7 @@ func (d *drift) set(k *KernelTable, name, kind string, interval bool) {
 	}
 	if name != setRefused4 && name != setRefused6 {
 		for _, a := range s.passing {
-			d.say("set %s has an element that does not belong there: %s, for a time", name, a)
+			d.say("set %s has an element that does not belong there: %s", name, a)
 		}
 	}
 	for _, e := range s.odd {

@@ -153,8 +153,7 @@ func parseSet(kind, flags json.RawMessage, elements []json.RawMessage) kernelSet
 				} `json:"prefix"`
 				Range []json.RawMessage `json:"range"`
 				Elem  *struct {
-					Val     netip.Addr `json:"val"`
-					Expires int64      `json:"expires"`
+					Val netip.Addr `json:"val"`
 				} `json:"elem"`
 			}
 		)
@@ -172,7 +171,7 @@ func parseSet(kind, flags json.RawMessage, elements []json.RawMessage) kernelSet
 				s.ranges = append(s.ranges, rangeOf(p))
 				continue
 			}
-		case shape.Elem != nil && shape.Elem.Expires > 0 && shape.Elem.Val.IsValid():
+		case shape.Elem != nil && shape.Elem.Val.IsValid():
 			s.passing = append(s.passing, shape.Elem.Val)
 			continue
 		case len(shape.Range) == 2:

@@ -170,7 +170,12 @@ func TestPacketsPeersAndStrangers(t *testing.T) {
 	blocked(t, n.neighbour, "", "10.77.0.1:50055", n.core, configs.RoleCore)
 	blocked(t, n.neighbour, "", "[fd77::1]:50055", n.core, configs.RoleCore)
 	blocked(t, n.neighbour, "10.77.0.4:50055", "10.77.0.1:50055", n.core, configs.RoleCore) // our number at both ends
-	reaches(t, n.core, "", "10.77.0.1:50055")                                               // itself, though no peer
+	if k, err := nftOn(n.core).Kernel(t.Context(), configs.RoleCore); err != nil || Listed(k.Refused()) != "10.77.0.4, fd77::4" {
+		t.Errorf("who was refused: %v, %v", k.Refused(), err)
+	} else if drift := core.Drift(k); len(drift) > 0 {
+		t.Errorf("who was refused counts as a difference: %q", drift)
+	}
+	reaches(t, n.core, "", "10.77.0.1:50055") // itself, though no peer
 	reaches(t, n.core, "", "127.0.0.1:50055")
 
 	reaches(t, n.core, "", "10.77.0.2:50051")
