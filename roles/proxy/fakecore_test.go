@@ -52,7 +52,8 @@ type fakeCore struct {
 	part     *control.ProxyPart
 	revoked  []*control.Revocation
 	crl      []byte
-	refuse   bool // no certificate for the public port
+	from     []string // where it says that it comes from; empty: it does not
+	refuse   bool     // no certificate for the public port
 	denials  []*control.Denial
 	requests []string // purposes
 	relays   []*relay.Conn
@@ -318,7 +319,7 @@ func (c *fakeCore) snapshot() *control.Snapshot {
 		c.began++
 		number = c.began
 	}
-	return &control.Snapshot{Generation: &control.Generation{Epoch: 1, Generation: number}, Bundle: c.authority.Bundle().Proto(), Revocations: c.revoked, Crl: c.crl,
+	return &control.Snapshot{Generation: &control.Generation{Epoch: 1, Generation: number}, Bundle: c.authority.Bundle().Proto(), Revocations: c.revoked, Crl: c.crl, CoreAddresses: c.from,
 		Part: &control.Snapshot_Proxy{Proxy: c.part}}
 }
 
