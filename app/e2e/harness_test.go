@@ -256,6 +256,12 @@ func deployCore(t *testing.T, policy string, coreFlags ...string) *deployment {
 // access names: all of it, under load, is more than the harness should keep.
 func deployLogging(t *testing.T, access, policy string, coreFlags ...string) *deployment {
 	t.Helper()
+	return deployEnv(t, access, policy, nil, coreFlags...)
+}
+
+// deployEnv is deployLogging with more in core's environment.
+func deployEnv(t *testing.T, access, policy string, coreEnv []string, coreFlags ...string) *deployment {
+	t.Helper()
 	d := &deployment{
 		t: t, access: access, dir: t.TempDir(), gateways: map[string]*process{}, health: map[string]string{},
 		coreAddr:  fmt.Sprintf("127.0.0.1:%d", freePort(t)),
@@ -268,7 +274,7 @@ func deployLogging(t *testing.T, access, policy string, coreFlags ...string) *de
 	d.health["core"] = fmt.Sprintf("127.0.0.1:%d", freePort(t))
 	d.core = &process{name: "core", log: &buffer{},
 		args: append([]string{binary, "--role", "core", "--grpc-address", d.coreAddr, "--health-address", d.health["core"], "--access-log", access}, coreFlags...),
-		env:  baseEnv(d.coreEnv...)}
+		env:  baseEnv(append(coreEnv, d.coreEnv...)...)}
 	d.core.start(t)
 	eventually(t, 15*time.Second, "core answers on its admin socket", func() error {
 		_, errOut, err := tryRun(d.coreEnv, "status")
