@@ -151,7 +151,9 @@ func TestTokensAtTheEdge(t *testing.T) {
 	if m, err := stays.Recv(); err != nil || m.GetText() != "b" {
 		t.Errorf("a token that goes on: %v", err)
 	}
-	core.change(func(p *control.ProxyPart) { p.Policy = []byte(strings.Replace(tokenPolicy, `Chat" = ["public"]`, `Chat" = ["admin"]`, 1)) })
+	core.change(func(p *control.ProxyPart) {
+		p.Policy = []byte(strings.Replace(tokenPolicy, `Chat" = ["public"]`, `Chat" = ["admin"]`, 1))
+	})
 	if _, err := stays.Recv(); status.Code(err) != codes.PermissionDenied || !strings.Contains(err.Error(), "the policy has changed") {
 		t.Errorf("a method that was narrowed: %v", err)
 	}
