@@ -104,7 +104,7 @@ func TestBrowsers(t *testing.T) {
 			t.Fatalf("certutil %v: %v\n%s", args, err, out)
 		}
 	}
-	want := map[string]string{"fetch: GET": "unreadable", "fetch: with credentials": "unreadable", "fetch: without": "200"}
+	want := map[string]string{"fetch: GET": "404", "fetch: with credentials": "unreadable", "fetch: without": "200"}
 	for _, client := range []string{"connect-web", "grpc-web text", "grpc-web binary"} {
 		say := func(name, code, text string) {
 			if client != "connect-web" {

@@ -167,6 +167,9 @@ func (h *http1) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.Method == http.MethodConnect:
 		tell(w, http.StatusMethodNotAllowed, "This is no HTTP proxy.")
 		return
+	case headerSize(r) > h.public.limits.HeaderList:
+		tell(w, http.StatusRequestHeaderFieldsTooLarge, fmt.Sprintf("The request's header is larger than %d bytes, counted as in HTTP/2.", h.public.limits.HeaderList))
+		return
 	case r.ContentLength > http1Body:
 		tooLarge(w)
 		return
@@ -306,6 +309,18 @@ func requestHeader(in http.Header) http.Header {
 		out["User-Agent"] = []string{""} // else the transport names itself
 	}
 	return out
+}
+
+// headerSize is the size of a request's header as SETTINGS_MAX_HEADER_LIST_SIZE
+// counts it (RFC 9113 section 6.5.2), and a little more.
+func headerSize(r *http.Request) int {
+	n := len(r.RequestURI) + len(r.Host) + len(r.Method) + 5*(32+len(":authority"))
+	for name, values := range r.Header {
+		for _, v := range values {
+			n += len(name) + len(v) + 32
+		}
+	}
+	return n
 }
 
 func tooLarge(w http.ResponseWriter) {

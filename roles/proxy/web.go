@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 
@@ -87,7 +88,7 @@ func (p *proxy) origin(c *relay.Call) (string, provenance) {
 func (p *proxy) other(c *relay.Call, v *relay.Violation) *relay.Answer {
 	switch c.Method() {
 	case "OPTIONS":
-		return p.preflight(c)
+		return p.preflight(c, v)
 	case "GET", "HEAD":
 		if view := p.view.Load(); view != nil && view.crl != nil && c.Path() == crlPath {
 			return &relay.Answer{Status: 200, Proper: true, Header: []relay.Field{{Name: "content-type", Value: "application/pkix-crl"}}, Body: view.crl}
@@ -109,21 +110,31 @@ func (p *proxy) text(c *relay.Call, v *relay.Violation, status int, words, allow
 	if allow != "" {
 		a.Header = append(a.Header, relay.Field{Name: allow, Value: "POST, OPTIONS"})
 	}
-	a.Header = append(a.Header, p.violated(c, v)...)
+	if origin, from := p.origin(c); from == fromAllowed { // so that whoever writes the page can read it
+		a.Header = append(a.Header, relay.Field{Name: "access-control-allow-origin", Value: origin})
+	}
+	a.Header = append(append(a.Header, varyOrigin), p.violated(c, v)...)
 	return a
 }
 
+// maxOriginText bounds what is logged of an origin.
+const maxOriginText = 100
+
 // preflight answers a browser that asks whether a script may call. It needs no
 // credentials, says nothing about methods or services, and is answered here.
-func (p *proxy) preflight(c *relay.Call) *relay.Answer {
+func (p *proxy) preflight(c *relay.Call, v *relay.Violation) *relay.Answer {
 	vary := relay.Field{Name: "vary", Value: "origin, access-control-request-method, access-control-request-headers"}
 	origin, from := p.origin(c)
 	switch from {
 	case fromNowhere:
 		return &relay.Answer{Status: 204, Proper: true, Header: []relay.Field{vary, {Name: "allow", Value: "POST, OPTIONS"}}}
 	case fromElsewhere:
-		return &relay.Answer{Status: 403, Proper: true, Body: []byte("Pages of this origin may not call here (--cors-origin).\n"),
-			Header: []relay.Field{vary, {Name: "content-type", Value: "text/plain; charset=utf-8"}}}
+		if len(origin) > maxOriginText {
+			origin = origin[:maxOriginText] + "…"
+		}
+		v.Code, v.Reason, v.Message = codes.PermissionDenied, "origin", fmt.Sprintf("pages of %q may not call here: --cors-origin names those that may", origin)
+		return &relay.Answer{Status: 403, Body: []byte("Pages of this origin may not call here (--cors-origin).\n"),
+			Header: append([]relay.Field{vary, {Name: "content-type", Value: "text/plain; charset=utf-8"}}, p.violated(c, v)...)}
 	}
 	header := []relay.Field{vary, {Name: "access-control-allow-origin", Value: origin}, {Name: "access-control-allow-methods", Value: "POST"},
 		{Name: "access-control-max-age", Value: strconv.Itoa(preflightAge)}}

@@ -43,7 +43,8 @@ type Options struct {
 
 	// Other, if set, answers what is no call, because its method is not POST or
 	// its content-type not one of gRPC. It runs on the reader goroutine; the
-	// bytes of the answer must not change. Nil: the violation says it all.
+	// bytes of the answer must not change. It may put the violation, which is
+	// the outcome, in better words. Nil: the violation says it all.
 	Other func(*Call, *Violation) *Answer
 }
 

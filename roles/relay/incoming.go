@@ -89,10 +89,13 @@ func (c *Conn) newCall(id uint32, fields []Field, end, tooLarge bool, b *batch) 
 
 	c.m.Calls.Add(1)
 	c.m.CallsOpen.Add(1)
-	switch {
-	case tooLarge:
+	if tooLarge {
 		v = &Violation{Code: codes.ResourceExhausted, Reason: "header_list", Message: fmt.Sprintf("the request's header is larger than %d bytes", c.lim.HeaderList)}
-	case call.web != nil:
+		if c.web != nil {
+			call.glean(fields)
+		}
+	}
+	if call.web != nil {
 		v = call.admitWeb(v)
 	}
 	if v != nil {

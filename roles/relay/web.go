@@ -60,6 +60,20 @@ func newWebCall(c *Call) *webCall {
 	return w
 }
 
+// glean finds out from a part of a request's header, which is too large to be
+// kept, whether it is a browser's, so that it can read why it is refused.
+func (c *Call) glean(fields []Field) {
+	for _, f := range fields {
+		switch f.Name {
+		case "content-type", "accept", "origin":
+			c.header = append(c.header, f)
+		case ":authority":
+			c.authority = f.Value
+		}
+	}
+	c.web = newWebCall(c)
+}
+
 // nativeHeader is a browser's header without what concerns the browser and this
 // edge alone, cookies among it: they are nobody's credentials here.
 func nativeHeader(fields []Field, suffix string) []Field {

@@ -21,7 +21,7 @@ import (
 
 // webOptions are those of an edge that takes gRPC-Web from one origin.
 func webOptions() *Options {
-	return &Options{Hop: "edge", Edge: true, Limits: Limits{DeadlineGrace: time.Millisecond}, Web: func(c *Call) ([]Field, *Violation) {
+	return &Options{Hop: "edge", Edge: true, Limits: Limits{DeadlineGrace: time.Millisecond, HeaderList: 8 << 10}, Web: func(c *Call) ([]Field, *Violation) {
 		switch c.Get("origin") {
 		case "":
 			return nil, nil
@@ -203,6 +203,7 @@ func TestWebRefusals(t *testing.T) {
 		{"encoded path", "application/grpc-web", "/p.S%2FM", nil, "", "grpc-status: 12"},
 		{"origin", "application/grpc-web", "/p.S/M", []string{"origin", "https://b.example"}, "", "grpc-message: not from there"},
 		{"two authorizations", "application/grpc-web", "/p.S/M", []string{"authorization", "a", "authorization", "b"}, "", "grpc-status: 16"},
+		{"large header", "application/grpc-web+proto", "/p.S/M", []string{"x-large", strings.Repeat("x", 9<<10)}, "", "grpc-status: 8"},
 		{"timeout", "application/grpc-web+proto", "/p.S/M", []string{"grpc-timeout", "soon"}, "", "grpc-status: 3"},
 		{"text that is none", "application/grpc-web-text", "/p.S/M", nil, "AAAA!", "grpc-status: 3"},
 		{"text that ends too soon", "application/grpc-web-text", "/p.S/M", nil, "AAAAA", "grpc-status: 3"},
