@@ -17,14 +17,14 @@ import (
 
 // What strangers can make the process hold is counted (relay.Budget), and the
 // garbage collector is told where the whole has to end: at what the process
-// needs by itself, and the budget on top. Counting cannot be exact, and what is
-// given up is not found at once, so that calls and connections may hold five
-// eighths of the budget; the rest is room for that.
+// needs by itself, and the budget on top. Counting cannot be exact, what is
+// given up is not found at once, and the collector overshoots: calls and
+// connections may hold half of the budget, and an eighth is left over.
 
 const (
 	defaultMemory = 512 << 20
 	leastMemory   = 32 << 20
-	ownMemory     = 32 << 20 // what a process without calls needs, at least
+	ownMemory     = 16 << 20 // what a process without calls needs, at least
 	watchMemory   = 2 * time.Second
 )
 
@@ -33,6 +33,10 @@ type memory struct {
 	total int64 // how much it may grow
 	calls *relay.Budget
 	set   bool // somebody set GOMEMLIMIT: that stands
+
+	own    int64  // what is alive while calls hold next to nothing
+	quiet  bool   // they do
+	cycles uint64 // of the collector, when that began
 }
 
 // newMemory has the budget of the settings, or the default: 512 MiB, or half of
@@ -44,13 +48,13 @@ func newMemory(budget int64, reg prometheus.Registerer) *memory {
 			budget = max(min(budget, most/2), leastMemory)
 		}
 	}
-	m := &memory{total: budget, calls: relay.NewBudget(budget / 8 * 5), set: os.Getenv("GOMEMLIMIT") != ""}
+	m := &memory{total: budget, calls: relay.NewBudget(budget / 2), set: os.Getenv("GOMEMLIMIT") != ""}
 	m.limit()
 	for _, g := range []struct {
 		name, help string
 		read       func() float64
 	}{
-		{"sallyport_memory_budget_bytes", "Memory that calls and connections may hold (five eighths of --memory-budget).", func() float64 { return float64(m.calls.Limit()) }},
+		{"sallyport_memory_budget_bytes", "Memory that calls and connections may hold (half of --memory-budget).", func() float64 { return float64(m.calls.Limit()) }},
 		{"sallyport_memory_held_bytes", "Memory counted as held by calls and connections.", func() float64 { return float64(m.calls.Used()) }},
 	} {
 		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: g.name, Help: g.help}, g.read))
@@ -73,19 +77,24 @@ func (m *memory) run(ctx context.Context) error {
 	}
 }
 
-// limit tells the garbage collector where to end. What was alive when it last
-// looked and is not counted is the process's own: policies, registries, indexes.
+// limit tells the garbage collector where to end. What it finds alive while
+// calls hold next to nothing is the process's own: policies, registries, indexes.
 func (m *memory) limit() {
 	if m.set {
 		return
 	}
-	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
-	metrics.Read(live)
-	own := int64(0)
-	if live[0].Value.Kind() == metrics.KindUint64 {
-		own = int64(live[0].Value.Uint64()) - m.calls.Used()
+	now := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/gc/cycles/total:gc-cycles"}}
+	metrics.Read(now)
+	live, cycles := int64(now[0].Value.Uint64()), now[1].Value.Uint64()
+	switch {
+	case m.calls.Used() > m.calls.Limit()/16:
+		m.quiet = false
+	case !m.quiet:
+		m.quiet, m.cycles = true, cycles
+	case cycles > m.cycles+2: // nothing from before is left, in pools neither
+		m.own = live
 	}
-	debug.SetMemoryLimit(m.total + max(ownMemory, own+own/2))
+	debug.SetMemoryLimit(m.total/8*7 + max(ownMemory, m.own+m.own/2))
 }
 
 // containerMemory is what the control group at root lets this process have; 0

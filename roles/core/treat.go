@@ -30,7 +30,7 @@ func (p *passage) treat(v *verdict, now time.Time) bool {
 		header = relay.CapTimeout(header, d)
 		p.call.Cap(d, fmt.Sprintf("core: the call took longer than this method may, %v", d))
 	}
-	p.header = onward(header, v, p.record.RequestID)
+	p.header = append(onward(header, v, p.record.RequestID), relay.Field{Name: relay.HeaderSource, Value: p.holder})
 	return true
 }
 

@@ -17,9 +17,10 @@ import (
 func (g *gateway) serve(c *relay.Call) {
 	record := &relay.CallRecord{Method: c.Path(), Caller: c.Get(relay.HeaderCaller), RequestID: c.Get(relay.HeaderRequestID)}
 	g.metrics.Begin()
-	room := c.Charge(g.shares.Take(record.Caller)) // by caller: who hoards does so at nobody else's expense
+	holder := c.Get(relay.HeaderSource) // who hoards does so at nobody else's expense
+	room := c.Charge(g.shares.Take(holder))
 	c.OnDone(func(o relay.Outcome) {
-		g.shares.Leave(record.Caller)
+		g.shares.Leave(holder)
 		record.Code, record.Duration = o.Code, o.Duration
 		if o.OriginHop && record.Message == "" {
 			record.Message = o.Message
@@ -28,7 +29,7 @@ func (g *gateway) serve(c *relay.Call) {
 		g.access.Write(*record)
 	})
 	if !room {
-		c.Reject(codes.ResourceExhausted, g.hop+": no memory is left for another call of this caller")
+		c.Reject(codes.ResourceExhausted, g.hop+": no memory is left for another call from this source")
 		return
 	}
 	u, treatment, no := g.judge(c.Path())

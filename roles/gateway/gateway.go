@@ -90,7 +90,7 @@ type gateway struct {
 
 	metrics *relay.CallMetrics
 	frames  *relay.Metrics
-	shares  *relay.Shares // of the memory that calls hold, by caller
+	shares  *relay.Shares // of the memory that calls hold, by the source that core names
 	access  *relay.AccessLog
 	denials link.Denials
 

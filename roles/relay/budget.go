@@ -44,25 +44,33 @@ type room uint8
 
 const (
 	roomy   room = iota
-	tight        // over what this share may have, or the budget
-	crammed      // over the budget by an eighth
+	tight        // over: there is none for more than a little
+	crammed      // over by an eighth, or a share that has more than is free
 )
 
 func (b *Budget) add(n int64) room {
-	used := b.used.Add(n)
-	total, limit := used, b.limit
+	used, limit := b.used.Add(n), b.limit
 	if b.parent != nil {
-		total = b.parent.used.Add(n)
-		used += total // no more than is free
+		total := b.parent.used.Add(n)
+		switch {
+		case total > limit+limit/8:
+			return crammed
+		case used > modest(limit) && used > limit-total: // more than is free
+			return crammed
+		}
+		return roomy
 	}
 	switch {
-	case total > limit+limit/8:
+	case used > limit+limit/8:
 		return crammed
 	case used > limit:
 		return tight
 	}
 	return roomy
 }
+
+// modest is what each share may have although others leave little.
+func modest(limit int64) int64 { return limit / 128 }
 
 func (b *Budget) sub(n int64) {
 	b.used.Add(-n)

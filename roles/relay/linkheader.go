@@ -11,7 +11,7 @@ import (
 const (
 	HeaderRequestID   = "sallyport-request-id"  // every hop, and back to the caller
 	HeaderClientCert  = "sallyport-client-cert" // proxy to core: what the proxy says of the caller's certificate
-	HeaderSource      = "sallyport-source"      // proxy to core: the address the call came from
+	HeaderSource      = "sallyport-source"      // proxy to core: the address the call came from; core to gateway: whose share of memory it has
 	HeaderCaller      = "sallyport-caller"      // core to gateway, gateway to upstream
 	HeaderPermissions = "sallyport-permissions" // core to gateway, gateway to upstream; comma separated
 	HeaderTraceparent = "traceparent"           // every hop, as it came

@@ -170,10 +170,10 @@ func hasFold(s, prefix string) bool {
 }
 
 // dropOurs takes sallyport-* and hop-by-hop fields out of responses and
-// trailers.
+// trailers, and content-length: a call that a hop has to end would not keep it.
 func dropOurs(fields []Field) []Field {
 	return dropFields(fields, func(name string) bool {
-		return len(name) > 9 && name[0]|0x20 == 's' && hasFold(name, "sallyport-") || hopByHop(name)
+		return name == "content-length" || len(name) > 9 && name[0]|0x20 == 's' && hasFold(name, "sallyport-") || hopByHop(name)
 	})
 }
 
