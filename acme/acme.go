@@ -48,6 +48,7 @@
 package acme
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -279,15 +280,21 @@ func (m *Manager) Certificate(asked string, names []string) (*tls.Certificate, e
 	if asked = strings.ToLower(asked); slices.Contains(names, asked) {
 		return m.CertificateOf(asked)
 	}
+	var ended *tls.Certificate
 	var first error
 	for _, name := range names {
 		c, err := m.CertificateOf(name)
-		if err == nil {
+		switch {
+		case err == nil && time.Now().Before(c.Leaf.NotAfter):
 			return c, nil
+		case err == nil:
+			ended = cmp.Or(ended, c)
+		default:
+			first = cmp.Or(first, err)
 		}
-		if first == nil {
-			first = err
-		}
+	}
+	if ended != nil {
+		return ended, nil
 	}
 	return nil, first
 }

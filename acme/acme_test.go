@@ -211,6 +211,9 @@ func TestIssueAndRenew(t *testing.T) {
 			if n := ca.Count(acmetest.NewAccount); n != 1 {
 				t.Errorf("%d accounts", n)
 			}
+			if !strings.Contains(r.log.String(), "got renewal info") {
+				t.Error("the CA is not asked when to renew")
+			}
 			r.stop()
 			text, err := os.ReadFile(filepath.Join(dir, "acme.db"))
 			if err != nil {
@@ -329,7 +332,7 @@ func TestMain(m *testing.M) {
 }
 
 // child is a process that orders a certificate: directory of its data, of the
-// CA, root of the CA, port of plain HTTP.
+// CA, root of the CA, address of plain HTTP (empty: another process answers).
 func child(args []string) {
 	fail := func(err error) {
 		if err != nil {
@@ -345,9 +348,11 @@ func child(args []string) {
 	s.CA.Directory, s.CA.Root = args[1], args[2]
 	m, err := New(context.Background(), s)
 	fail(err)
-	l, err := net.Listen("tcp", args[3])
-	fail(err)
-	go func() { fail((&Front{Manager: m}).Serve(context.Background(), l)) }()
+	if args[3] != "" {
+		l, err := net.Listen("tcp", args[3])
+		fail(err)
+		go func() { fail((&Front{Manager: m}).Serve(context.Background(), l)) }()
+	}
 	go func() { fail(m.Run(context.Background())) }()
 	for {
 		if _, err := m.CertificateOf("a.example.org"); err == nil {
@@ -355,6 +360,43 @@ func child(args []string) {
 			select {} // until killed
 		}
 		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func startChild(t *testing.T, dir string, ca *acmetest.CA, address string) (*exec.Cmd, *bufio.Reader) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), childEnv+"="+strings.Join([]string{dir, ca.URL, ca.Root, address}, "|"))
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return cmd, bufio.NewReader(out)
+}
+
+// TestTwoProcesses with one storage order once, although one of them cannot be
+// reached by the CA at all.
+func TestTwoProcesses(t *testing.T) {
+	t.Parallel()
+	h, dir := newHost(t), t.TempDir()
+	h.http.Close()
+	ca := acmetest.Start(t, h.options())
+	for _, address := range []string{h.http.Addr().String(), ""} {
+		cmd, out := startChild(t, dir, ca, address)
+		defer cmd.Wait()
+		defer cmd.Process.Kill()
+		defer func() {
+			if line, err := out.ReadString('\n'); line != "served\n" {
+				t.Errorf("a process said %q (%v)", line, err)
+			}
+			if orders, accounts := ca.Count(acmetest.NewOrder), ca.Count(acmetest.NewAccount); orders != 1 || accounts != 1 {
+				t.Errorf("%d orders by %d accounts", orders, accounts)
+			}
+		}()
 	}
 }
 
@@ -368,19 +410,7 @@ func TestKilled(t *testing.T) {
 			h.http.Close() // the child listens there
 			ca := acmetest.Start(t, h.options())
 			dir := t.TempDir()
-			start := func() (*exec.Cmd, *bufio.Reader) {
-				cmd := exec.Command(os.Args[0])
-				cmd.Env = append(os.Environ(), childEnv+"="+strings.Join([]string{dir, ca.URL, ca.Root, h.http.Addr().String()}, "|"))
-				out, err := cmd.StdoutPipe()
-				if err != nil {
-					t.Fatal(err)
-				}
-				cmd.Stderr = os.Stderr
-				if err := cmd.Start(); err != nil {
-					t.Fatal(err)
-				}
-				return cmd, bufio.NewReader(out)
-			}
+			start := func() (*exec.Cmd, *bufio.Reader) { return startChild(t, dir, ca, h.http.Addr().String()) }
 			var killed atomic.Bool
 			gone := make(chan struct{})
 			first, out := start()

@@ -87,11 +87,6 @@ func (c *cli) status(st *control.StatusResponse) error {
 	if err := c.ownCertificates(st.GetCertificates(), now); err != nil {
 		return err
 	}
-	for _, r := range st.GetCertificates() {
-		if state, cause, ok := strings.Cut(r.GetAlert(), ": "); ok {
-			c.say("%s", c.warning("attention: the certificate of "+oneLine(r.GetHolder())+" ("+state+"): "+oneLine(cause)))
-		}
-	}
 	for _, w := range st.GetWarnings() {
 		c.say("%s", c.warning("attention: "+oneLine(w)))
 	}

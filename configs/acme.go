@@ -209,7 +209,9 @@ func (b *loader) httpAddress(r Role, ordering bool) string {
 	case r == RoleProxy && !ordering && f.given() && f.from.role != RoleProxy && b.s.Core != nil && b.s.Core.ACME != nil:
 		text = "" // core answers there
 	case !f.given() && ordering:
-		text = b.beyond("80")
+		if text = b.beyond("80"); b.s.Process.All {
+			b.warn("--role all listens on loopback, where no CA comes to look for its proof: give --public-address :443 and --http-address :80")
+		}
 	}
 	if text == "" || text == offAddress {
 		if text == "" && f.given() && r == RoleCore && !b.runs(RoleProxy) {
@@ -248,4 +250,12 @@ func (b *loader) idleACME() {
 			}
 		}
 	}
+}
+
+// String shows everything but the secret.
+func (a *ACME) String() string {
+	if a == nil {
+		return "none"
+	}
+	return fmt.Sprintf("%+v", *a)
 }

@@ -1,6 +1,7 @@
 package configs
 
 import (
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -100,5 +101,15 @@ func TestACMERefused(t *testing.T) {
 				t.Errorf("the MAC key is printed: %v", err)
 			}
 		})
+	}
+}
+
+// TestACMEPrinted: what was read twice prints the same, and shows no secret.
+func TestACMEPrinted(t *testing.T) {
+	read := func() string {
+		return fmt.Sprintf("%+v", *must(t, "", []string{"role=proxy", "domain=a.example", "acme-agree-tos=true", "acme-eab-key-id=k", "acme-eab-mac-key=YWFhYWFhYWFhYWFhYWFhYWFh"}).Proxy)
+	}
+	if a, b := read(), read(); a != b || strings.Contains(a, "YWFh") || !strings.Contains(a, LetsEncrypt) {
+		t.Errorf("printed as\n%s\n%s", a, b)
 	}
 }

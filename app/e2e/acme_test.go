@@ -107,7 +107,7 @@ func TestPublicCertificates(t *testing.T) {
 		return nil
 	})
 	metrics := get(t, "http://"+d.health["proxy"]+"/metrics", 200)
-	for _, w := range []string{`sallyport_acme_failed_orders{domain="no.bad.example"}`, `sallyport_acme_certificate_expires_timestamp_seconds{domain="api.example.org"}`} {
+	for _, w := range []string{`sallyport_acme_failed_orders{domain="no.bad.example",role="proxy"}`, `sallyport_acme_certificate_expires_timestamp_seconds{domain="api.example.org",role="proxy"}`} {
 		if !strings.Contains(metrics, w) {
 			t.Errorf("%s is not among the metrics", w)
 		}
@@ -139,7 +139,8 @@ func TestPublicCertificates(t *testing.T) {
 	}
 	run(t, d.coreEnv, "proxy", "set", "dmz1", "--grpc-tls", "acme", "--server-name", "dmz.example.org")
 	d.proxy.stop(t, 20*time.Second)
-	d.proxy.env = append(d.proxy.env, "SALLYPORT_GRPC_DOMAIN=dmz.example.org")
+	// Without plain HTTP the CA can only have come to the public port.
+	d.proxy.env = append(d.proxy.env, "SALLYPORT_GRPC_DOMAIN=dmz.example.org", "SALLYPORT_HTTP_ADDRESS=off")
 	d.proxy.start(t)
 	d.waitReady("proxy")
 	d.waitRouted("sallyport.demo.v1.Echo", "inside")

@@ -56,7 +56,11 @@ func (a *admin) warnings(s *control.StatusResponse) []string {
 	for _, r := range s.GetCertificates() {
 		if r.GetAlert() != "" {
 			w := watched{kind: r.GetKind(), subject: r.GetSubject(), holder: r.GetHolder(), identity: r.GetIdentity()}
-			out = append(out, fmt.Sprintf("certificate of %s: %s (%s)", w.name(), r.GetAlert(), time.Unix(r.GetNotAfterUnix(), 0).UTC().Format(time.RFC3339)))
+			text := fmt.Sprintf("certificate of %s: %s", w.name(), r.GetAlert())
+			if r.GetNotAfterUnix() != 0 {
+				text += " (" + time.Unix(r.GetNotAfterUnix(), 0).UTC().Format(time.RFC3339) + ")"
+			}
+			out = append(out, text)
 		}
 	}
 	if ca := a.core.ca.get(); ca.Phase() != pki.PhaseSteady {

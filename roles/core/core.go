@@ -239,6 +239,11 @@ func newCore(ctx context.Context, s configs.Core, d Deps, db *store.Core, opened
 		Renew: c.renew, Renewed: c.renewed, WantRevocations: c.wantRevocations, Revocations: c.revocationsFrom, Alerted: c.alerted, Reported: c.reported}
 	c.proxies = newProxies(c)
 	registerMetrics(d.Registry, c)
+	if c.ordered != nil && d.Registry != nil {
+		if err := d.Registry.Register(c.ordered.Collector("core")); err != nil {
+			return nil, fmt.Errorf("metrics: %w", err)
+		}
+	}
 	return c, nil
 }
 

@@ -167,7 +167,7 @@ func (e *expiries) judge(ctx context.Context, w *watched, now time.Time) {
 	case w.kind == "acme" && !w.notAfter.IsZero(): // an order may fail; the alerts above say so when it is late
 	case w.kind == "acme": // the cause is never twice the same text
 		e.core.alerts.raise(ctx, alert{Code: "certificate_order", Subject: w.name(), Once: trouble + " " + now.UTC().Format(time.DateOnly), From: w.told,
-			Text: fmt.Sprintf("there is no certificate of %s yet: %s", w.name(), w.trouble), Remedy: w.remedy})
+			Text: fmt.Sprintf("there is no certificate yet of %s: %s", w.name(), w.trouble), Remedy: w.remedy})
 	default:
 		e.core.alerts.raise(ctx, alert{Code: "certificate_file", Subject: w.name(), Once: trouble + " " + w.trouble, From: w.told,
 			Text: fmt.Sprintf("the newer certificate file of %s was not taken: %s", w.name(), w.trouble), Remedy: "put a good pair there; the former one stays in use"})

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"syscall"
+	"time"
 
 	"sallyport/acme"
 	"sallyport/configs"
@@ -58,15 +59,22 @@ func (p *proxy) openOrdered() (*ordered, error) {
 		return nil, errors.Join(err, o.db.Close())
 	}
 	if p.deps.Registry != nil {
-		if err := p.deps.Registry.Register(o.Manager); err != nil {
+		if err := p.deps.Registry.Register(o.Collector("proxy")); err != nil {
 			return nil, errors.Join(fmt.Errorf("metrics: %w", err), o.db.Close())
 		}
 	}
 	return o, nil
 }
 
-// current is any certificate of the public port; none if there is none yet.
-func (o *ordered) current() (*tls.Certificate, error) { return o.Certificate("", o.public) }
+// current is a certificate of the public port; none if there is none yet, or none
+// that callers would take.
+func (o *ordered) current() (*tls.Certificate, error) {
+	c, err := o.Certificate("", o.public)
+	if err == nil && time.Now().After(c.Leaf.NotAfter) {
+		return nil, fmt.Errorf("the certificate of the public port has ended at %s, and the CA has not renewed it", c.Leaf.NotAfter.UTC().Format(time.RFC3339))
+	}
+	return c, err
+}
 
 func (o *ordered) run(context.Context)          {} // by runOrdered, for both ports
 func (o *ordered) report() *control.Certificate { return nil }
