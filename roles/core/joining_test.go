@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -119,7 +120,7 @@ func TestAnInvitedComponentHasNoIdentity(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	refusal := c.check(link.ALPNControl, link.Peer{ID: id, Incarnation: 1, Chain: issued.Chain})
+	refusal := c.check(link.ALPNControl, link.Peer{ID: id, Incarnation: 1, Chain: issued.Chain, Remote: netip.MustParseAddrPort("127.0.0.1:40000")})
 	if refusal == nil || refusal.Code != "not_joined" || !strings.Contains(r.log.String(), "unknown_key") {
 		t.Errorf("it was let in: %v\n%s", refusal, r.log)
 	}
