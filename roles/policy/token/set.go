@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unsafe"
 
 	"github.com/coreos/go-oidc/v3/oidc"
 
@@ -69,7 +70,7 @@ func (s *Set) Verify(token string, now time.Time) (policy.Caller, *Refusal) {
 	if len(token) > maxToken {
 		return policy.Caller{}, refuse("token_too_large", "the token is larger than 16 KiB")
 	}
-	sum := sha256.Sum256([]byte(token))
+	sum := sha256.Sum256(unsafe.Slice(unsafe.StringData(token), len(token))) // without a copy: this is on the path of every call
 	caller, known := s.cache.get(sum)
 	if !known {
 		var no *Refusal
