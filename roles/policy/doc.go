@@ -2,8 +2,9 @@
 //
 // A policy is one TOML file: [methods] maps full gRPC methods to permissions,
 // any one of which is enough; [[grant]] gives permissions to callers;
-// [[method]] says how a method's calls are treated. What is not listed is
-// denied. The same compiled table answers at the proxy, again at core, and, as
+// [[issuer]] says whose tokens are believed and what they may give; [[method]]
+// says how a method's calls are treated, [[limit]] how often they may come. What
+// is not listed is denied. The same compiled table answers at the proxy, again at core, and, as
 // the slice that RulesFor cuts, a third time at the gateway.
 //
 // # Methods
@@ -33,6 +34,18 @@
 // and is never one of ours, however it is spelled. Credentials that were sent
 // and are bad are refused on public methods too: a caller who believes to be
 // known must not be taken for a stranger.
+//
+// The caller of a token is ISSUER#SUBJECT. Package token verifies it; what its
+// claims give is cut to what the issuer may grant before Decide sees it, and a
+// grant may name it like any other caller. No claim makes a caller of another
+// kind.
+//
+// # Limits
+//
+// A [[limit]] counts calls or messages, per caller or per source address, in a
+// token bucket that all methods of its row share. For each of these four kinds
+// the most specific row that covers a method counts, alone. Limiter keeps the
+// buckets, in bounded space.
 //
 // Messages to callers say what they may do about it and nothing about the
 // table: a denied method and a method that does not exist read the same.
