@@ -82,11 +82,7 @@ func newAttack(t *testing.T) *attack {
 	d.waitReady("proxy")
 	d.addGateway("g1", nil, "SALLYPORT_UPSTREAM=target=h2c://"+l.Addr().String()+"=attack.v1.Target", "SALLYPORT_MEMORY_BUDGET="+budget)
 	d.waitRouted("attack.v1.Target", "g1")
-	a := &attack{deployment: d, idle: map[string]int64{}, roots: x509.NewCertPool()}
-	pem, err := os.ReadFile(d.caFile)
-	if err != nil || !a.roots.AppendCertsFromPEM(pem) {
-		t.Fatal("no roots", err)
-	}
+	a := &attack{deployment: d, idle: map[string]int64{}, roots: rootsOf(t, d.caFile)}
 	if err := a.ask("127.0.0.1"); err != nil {
 		t.Fatal(err)
 	}
@@ -94,6 +90,16 @@ func newAttack(t *testing.T) *attack {
 		a.idle[name] = a.memory(p, "VmRSS")
 	}
 	return a
+}
+
+func rootsOf(t *testing.T, file string) *x509.CertPool {
+	t.Helper()
+	pool := x509.NewCertPool()
+	pem, err := os.ReadFile(file)
+	if err != nil || !pool.AppendCertsFromPEM(pem) {
+		t.Fatal("no roots", err)
+	}
+	return pool
 }
 
 func (a *attack) processes() map[string]*process {

@@ -107,7 +107,7 @@ via_proxy = ["dmz2"]
 		t.Fatal(err)
 	}
 	for name, want := range map[string]string{"sallyport-caller": "apikey:ci", "sallyport-permissions": "orders:read", "sallyport-request-id": "abc-1", "x-own": "stays",
-		"authorization": "", "traceparent": "", "sallyport-source": "", "sallyport-client-cert": ""} {
+		"authorization": "", "traceparent": "", "sallyport-source": "192.0.2.1/32", "sallyport-client-cert": ""} {
 		if got := strings.Join(get(seen, name), "|"); got != want {
 			t.Errorf("%s is %q, want %q", name, got, want)
 		}
