@@ -100,8 +100,15 @@ func (f *file) issuer(at configs.Position, t *configs.Table) {
 			f.bad(v.Pos, "jwks_file is a path on core's host, and this one depends on where core was started", "write it with a / in front")
 		}
 	}
+	if len(f.p.issuers) == maxIssuers {
+		f.bad(at, fmt.Sprintf("there are more than %d issuers", maxIssuers), "name those whose tokens callers have")
+		return
+	}
 	f.p.issuers = append(f.p.issuers, i)
 }
+
+// maxIssuers bounds the issuers of a policy: core asks each of them for keys.
+const maxIssuers = 64
 
 // words reads a list of texts.
 func (f *file) words(t *configs.Table, key string, check func(string) error) []string {

@@ -79,8 +79,8 @@ func (p *proxy) serve(c *relay.Call) {
 		case no != nil:
 		case who.undecided == nil:
 			no = authorize(v, c.Path(), who.caller)
-		case own:
-			no = who.undecided // core, which could decide, does not see it
+		case own || !p.mayAsk(origin, now):
+			no = who.undecided // core, which could decide, is not asked
 		}
 		if no != nil {
 			refuse(no)

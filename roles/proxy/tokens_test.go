@@ -124,6 +124,19 @@ func TestTokensAtTheEdge(t *testing.T) {
 		}
 	}
 
+	// Core is not asked about any number of them.
+	asked := 0
+	for range 60 {
+		if err := say(withKey(t.Context(), other.token(nil)), cc); err == nil {
+			asked++
+		} else if status.Code(err) != codes.Unauthenticated {
+			t.Fatal(err)
+		}
+	}
+	if asked == 0 || asked > 50 {
+		t.Errorf("core was asked %d times about tokens with keys of nobody", asked)
+	}
+
 	chat := func(token string) grpc.BidiStreamingClient[demo.SayRequest, demo.SayResponse] {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(withKey(t.Context(), token), 30*time.Second)

@@ -21,6 +21,22 @@ type limited struct {
 	who string
 }
 
+// Anybody can write a token with a key that nobody knows, and core is asked
+// about it: so many a source may ask, and all of them together.
+var (
+	askedBySource = &policy.Limit{Match: "undecided tokens", Source: true, Rate: 5, Burst: 20}
+	askedByAll    = &policy.Limit{Match: "undecided tokens of all", Source: true, Rate: 100, Burst: 200}
+)
+
+// mayAsk says whether core may be asked about a token of a source.
+func (p *proxy) mayAsk(from origin, now time.Time) bool {
+	if _, ok := p.used.Allow(askedBySource, policy.SourceOf(from.name), now); !ok {
+		return false
+	}
+	_, ok := p.used.Allow(askedByAll, "", now)
+	return ok
+}
+
 // sourced ends a call of a source that calls too often. It says whether the
 // call goes on.
 func (p *proxy) sourced(c *relay.Call, l *policy.Limits, from origin, record *relay.CallRecord, id relay.Field, now time.Time) bool {
