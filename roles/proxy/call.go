@@ -62,6 +62,7 @@ func (p *proxy) serve(c *relay.Call) {
 	}
 
 	if !room {
+		record.Denied = "too_many_calls"
 		refuse(&refused{codes.ResourceExhausted, "too_many_calls", p.hop() + ": too many calls from this address are open"})
 		return
 	}

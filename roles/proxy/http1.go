@@ -28,7 +28,9 @@ type http1 struct {
 
 const (
 	http1Body   = 64 << 20               // bytes of one request: a message, there is no more in gRPC-Web
-	http1Window = 256 << 10              // bytes of a response that may wait for its client
+	http1Window = 64 << 10               // bytes of a response that may wait for its client: what carries it is in memory, and fast
+	http1Cost   = 24 << 10               // bytes of memory that a connection costs beside the one that carries it
+	http1Held   = 112 << 10              // and a request: its window, and what copies it
 	http1Rest   = 250 * time.Millisecond // for the rest of a request after its answer
 )
 
@@ -88,6 +90,12 @@ func (h *http1) close() {
 func (h *http1) serve(ctx context.Context, nc net.Conn, peer *client) {
 	nc.SetDeadline(time.Time{})
 	peer.http1 = true
+	memory := peer.from.budget
+	defer memory.Release(http1Cost)
+	if !memory.Hold(http1Cost) {
+		h.public.refused("memory")
+		return
+	}
 	c := &http1Conn{Conn: nc, public: h.public, peer: peer, ended: make(chan struct{})}
 	defer c.carried.Wait()
 	protocols := new(http.Protocols)
@@ -172,6 +180,13 @@ func (h *http1) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	case r.ContentLength > http1Body:
 		tooLarge(w)
+		return
+	}
+	memory := c.peer.from.budget
+	defer memory.Release(http1Held)
+	if !memory.Hold(http1Held) {
+		w.Header().Set("Connection", "close")
+		tell(w, http.StatusServiceUnavailable, h.public.proxy.hop()+": no memory is left for another request from here.")
 		return
 	}
 	// A service may answer before it has been sent everything.
