@@ -227,6 +227,7 @@ func newCore(ctx context.Context, s configs.Core, d Deps, db *store.Core, opened
 		fetch = func(ctx context.Context, issuer string) (*token.Keys, error) { return token.Fetch(ctx, client, issuer) }
 	}
 	c.issuers = newIssuers(d.Log, fetch, func(ctx context.Context) error { return c.publisher.publish(ctx) })
+	c.issuers.remember(s.DataDir)
 	c.router.newer = c.issuers.newer
 	c.publisher = &publisher{log: d.Log, db: db, ca: c.ca, list: list, crls: c.crls, self: c.self, registry: c.registry, lifetime: s.CertLifetime,
 		demo: s.Demo, advertise: c.advertise, listener: c.presents(), modeOf: c.modeOf, ruling: &c.router.ruling, ruled: c.router.ruled, issuers: c.issuers, peers: c.peers}

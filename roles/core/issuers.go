@@ -37,6 +37,10 @@ type issuers struct {
 	wake  chan struct{}
 
 	fetching sync.WaitGroup
+
+	path    string             // where keys are kept; empty: nowhere
+	kept    map[string]*issuer // what was kept of those that the policy has not named since; guarded by mu
+	writing sync.Mutex         // one write at a time
 }
 
 // issuer is what is known of one issuer.
@@ -53,7 +57,7 @@ type issuer struct {
 }
 
 func newIssuers(log *slog.Logger, fetch func(context.Context, string) (*token.Keys, error), publish func(context.Context) error) *issuers {
-	return &issuers{log: log, fetch: fetch, publish: publish, now: time.Now, known: map[string]*issuer{}, wake: make(chan struct{}, 1)}
+	return &issuers{log: log, fetch: fetch, publish: publish, now: time.Now, known: map[string]*issuer{}, kept: map[string]*issuer{}, wake: make(chan struct{}, 1)}
 }
 
 // follow makes these the issuers, and returns them with their keys as far as
@@ -66,6 +70,11 @@ func (s *issuers) follow(list []policy.Issuer) []token.Issuer {
 	out := make([]token.Issuer, 0, len(list))
 	for _, p := range list {
 		i := s.known[p.URL]
+		if old := s.kept[p.URL]; i == nil && old != nil && p.JWKSFile == "" {
+			i = old
+			s.poke()
+		}
+		delete(s.kept, p.URL)
 		if i == nil || i.file != p.JWKSFile {
 			i = &issuer{url: p.URL, file: p.JWKSFile, due: now, done: make(chan struct{})}
 			s.poke()
@@ -176,6 +185,9 @@ func (s *issuers) refresh(ctx context.Context, i *issuer) {
 		s.log.Info("the keys of an issuer of tokens are in force", "issuer", i.url, "keys", i.keys.Len())
 	}
 	s.mu.Unlock()
+	if err == nil && i.file == "" {
+		s.keep()
+	}
 	if changed && ctx.Err() == nil {
 		if err := s.publish(ctx); err != nil {
 			s.log.Error("an issuer's keys are not in force", "issuer", i.url, "cause", err)

@@ -325,6 +325,54 @@ func TestTheIssuerIsDown(t *testing.T) {
 	}
 }
 
+// TestCoreStartsWhileTheIssuerIsDown: the keys that it had before hold, as long
+// as if it had gone on running, and for issuers of the policy alone.
+func TestCoreStartsWhileTheIssuerIsDown(t *testing.T) {
+	t.Parallel()
+	i := newFakeIssuer(t, "k1")
+	r, g, _ := federated(t, i, tokenPolicy)
+	_ = g
+	s := r.set
+	eventually(t, "the keys are kept", func() error {
+		raw, err := os.ReadFile(filepath.Join(s.DataDir, issuerFile))
+		if err == nil && !strings.Contains(string(raw), `"k1"`) {
+			err = errors.New(string(raw))
+		}
+		return err
+	})
+	r.end()
+	i.down(errors.New("connection refused"), nil)
+	raw := i.token("k1", nil)
+	explain := func(want bool, reason string) {
+		t.Helper()
+		r := startDeps(t, s, Deps{fetch: i.fetch})
+		defer r.end()
+		e, err := r.admin.ExplainPolicy(context.Background(), &control.ExplainPolicyRequest{Token: raw, Method: "/acme.v1.Orders/Get"})
+		if err != nil || e.GetAllowed() != want || reason != "" && e.GetReason() != reason {
+			t.Errorf("%v, %v; want %v, %s", e, err, want, reason)
+		}
+	}
+	explain(true, "")
+	file := filepath.Join(s.DataDir, issuerFile)
+	body, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info, err)
+	}
+	for _, changed := range []string{
+		strings.Replace(string(body), time.Now().UTC().Format("2006-"), "2001-", 1), // fetched long ago
+		strings.Replace(string(body), "login.example.org", "other.example.org", 1),
+		"{", "",
+	} {
+		if err := os.WriteFile(file, []byte(changed), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		explain(false, "token_keys_unknown")
+	}
+}
+
 // TestKeysFromAFile need no network, and follow the file.
 func TestKeysFromAFile(t *testing.T) {
 	t.Parallel()

@@ -17,6 +17,8 @@ func FuzzPolicyFile(f *testing.F) {
 	}
 	f.Add([]byte("methods.\"/a.B/C\" = ['public']\n[[method]]\nmatch = \"/a.*\"\n"), "/a.B/C")
 	f.Add([]byte("method = [{match = '/a.B/*', forward_authorization = true}]\ngrant = [{apikey = 'x', permissions = ['y']}]"), "//a.B/C")
+	f.Add([]byte(federated), "/a.B/Read")
+	f.Add([]byte("[[limit]]\nmatch = '/a.B/*'\nper = 'source'\nrate = '1/h'\nburst = 3\n[[method]]\nmatch = '/a.*'\nmax_message = '1KiB'\nmax_deadline = '1s'"), "/a.B/C")
 	f.Fuzz(func(t *testing.T, text []byte, path string) {
 		p, err := Parse("policy.toml", text)
 		if err != nil {
@@ -31,7 +33,12 @@ func FuzzPolicyFile(f *testing.F) {
 			t.Fatalf("%q is allowed to a stranger: %+v", path, d)
 		}
 		p.CheckAll(Inventory{Services: []ServiceMethods{{"a.B", []string{"C"}}, {"a.*", nil}}, TrustDomain: "x", Proxies: []string{}, APIKeys: []string{}})
-		for _, c := range []Caller{billing, ci, {Kind: Gateway, ID: "spiffe://x/gateway/a"}} {
+		for _, l := range []*Limits{p.Limits(path), d.Limits} {
+			if l != nil && (!ok || l.CallsPerCaller != nil && l.CallsPerCaller.Rate <= 0) {
+				t.Fatalf("%q has limits %+v", path, l)
+			}
+		}
+		for _, c := range []Caller{billing, ci, {Kind: Gateway, ID: "spiffe://x/gateway/a"}, {Kind: Token, ID: "https://login.example.org#anna", Permissions: []string{"user:read"}}} {
 			d, e := p.Decide(path, c), p.Explain(path, c)
 			if d.Allowed != e.Allowed {
 				t.Fatalf("Decide says %v and Explain %v", d.Allowed, e.Allowed)
