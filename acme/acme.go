@@ -52,7 +52,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -103,8 +102,7 @@ type Manager struct {
 
 // domain is one name and its certificate.
 type domain struct {
-	name  string
-	again chan struct{} // asks for a look at once
+	name string
 
 	mu       sync.Mutex // guards what follows
 	held     *tls.Certificate
@@ -147,7 +145,7 @@ func New(ctx context.Context, s Settings) (*Manager, error) {
 		}
 	}
 	for _, name := range s.Domains {
-		d := &domain{name: name, again: make(chan struct{}, 1)}
+		d := &domain{name: name}
 		if m.byName[name] == nil {
 			m.domains, m.byName[name] = append(m.domains, d), d
 		}
@@ -184,8 +182,16 @@ func (m *Manager) Run(ctx context.Context) error {
 	// certmagic opens a listener for challenges unless the port is taken by
 	// somebody who can be reached. Ours are elsewhere: this takes the port.
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return fmt.Errorf("order certificates: %w", err)
+	for said := false; err != nil; taken, err = net.Listen("tcp", "127.0.0.1:0") {
+		if !said {
+			said = true
+			m.log.Error("no certificates are ordered: no port of this host can be opened, trying again", "cause", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(silenceFirst):
+		}
 	}
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -368,5 +374,3 @@ const ProtocolChallenge = "acme-tls/1"
 
 var errNoChallenge = &pki.Refusal{Code: "no_challenge", Cause: "somebody looked for the proof that a CA asks for, and no CA has been asked for such a certificate",
 	Remedy: "none, if a stranger did it; if an order fails at the same time, the name leads to another host of yours than the one that orders"}
-
-var errNone = errors.New("nothing was ordered") // an order that ended without word

@@ -192,7 +192,7 @@ func TestIssueAndRenew(t *testing.T) {
 			h, dir := newHost(t), t.TempDir()
 			o := h.options()
 			// Pebble says that it is due at some time of its short life.
-			o.Validity, o.NonceReject = 12, 50
+			o.Validity, o.NonceReject = 8, 50
 			ca := acmetest.Start(t, o)
 			which.Domains, which.CA = []string{"api.example.org"}, ca.Settings()
 			r := runManager(t, dir, h, which)
@@ -287,7 +287,9 @@ func TestContention(t *testing.T) {
 	h, dir := newHost(t), t.TempDir()
 	ca := acmetest.Start(t, h.options())
 	s := Settings{HTTP: true, CA: ca.Settings(), Domains: []string{"a.example.org", "b.example.org"}}
-	one, two := runManager(t, dir, h, s), runManager(t, dir, nil, s)
+	one := runManager(t, dir, h, s)
+	until(t, "the one who answers", one.started)
+	two := runManager(t, dir, nil, s)
 	until(t, "both have both", func() bool {
 		return one.leaf("a.example.org") != nil && two.leaf("a.example.org") != nil && one.leaf("b.example.org") != nil && two.leaf("b.example.org") != nil
 	})
@@ -332,7 +334,8 @@ func TestMain(m *testing.M) {
 }
 
 // child is a process that orders a certificate: directory of its data, of the
-// CA, root of the CA, address of plain HTTP (empty: another process answers).
+// CA, root of the CA, address of plain HTTP; if that is empty, the one where
+// another process answers.
 func child(args []string) {
 	fail := func(err error) {
 		if err != nil {
@@ -348,12 +351,23 @@ func child(args []string) {
 	s.CA.Directory, s.CA.Root = args[1], args[2]
 	m, err := New(context.Background(), s)
 	fail(err)
+	if args[3] == "" { // whoever answers for this one has to be there
+		for {
+			nc, err := net.Dial("tcp", args[4])
+			if err == nil {
+				nc.Close()
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	go func() { fail(m.Run(context.Background())) }()
+	<-m.ready
 	if args[3] != "" {
 		l, err := net.Listen("tcp", args[3])
 		fail(err)
 		go func() { fail((&Front{Manager: m}).Serve(context.Background(), l)) }()
 	}
-	go func() { fail(m.Run(context.Background())) }()
 	for {
 		if _, err := m.CertificateOf("a.example.org"); err == nil {
 			fmt.Println("served")
@@ -363,10 +377,10 @@ func child(args []string) {
 	}
 }
 
-func startChild(t *testing.T, dir string, ca *acmetest.CA, address string) (*exec.Cmd, *bufio.Reader) {
+func startChild(t *testing.T, dir string, ca *acmetest.CA, address, other string) (*exec.Cmd, *bufio.Reader) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"="+strings.Join([]string{dir, ca.URL, ca.Root, address}, "|"))
+	cmd.Env = append(os.Environ(), childEnv+"="+strings.Join([]string{dir, ca.URL, ca.Root, address, other}, "|"))
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -386,7 +400,7 @@ func TestTwoProcesses(t *testing.T) {
 	h.http.Close()
 	ca := acmetest.Start(t, h.options())
 	for _, address := range []string{h.http.Addr().String(), ""} {
-		cmd, out := startChild(t, dir, ca, address)
+		cmd, out := startChild(t, dir, ca, address, h.http.Addr().String())
 		defer cmd.Wait()
 		defer cmd.Process.Kill()
 		defer func() {
@@ -410,7 +424,7 @@ func TestKilled(t *testing.T) {
 			h.http.Close() // the child listens there
 			ca := acmetest.Start(t, h.options())
 			dir := t.TempDir()
-			start := func() (*exec.Cmd, *bufio.Reader) { return startChild(t, dir, ca, h.http.Addr().String()) }
+			start := func() (*exec.Cmd, *bufio.Reader) { return startChild(t, dir, ca, h.http.Addr().String(), "") }
 			var killed atomic.Bool
 			gone := make(chan struct{})
 			first, out := start()

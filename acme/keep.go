@@ -28,7 +28,6 @@ func (m *Manager) keep(ctx context.Context, d *domain) {
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):
-		case <-d.again:
 		}
 	}
 }
@@ -171,39 +170,28 @@ func (m *Manager) attempt(ctx context.Context, order func(context.Context) error
 	return err
 }
 
-// event hears what certmagic does, also when it renews by itself because the CA
-// said so.
+// event hears what certmagic does. Why an order of ours failed is said nowhere
+// else; what certmagic's own maintenance wants to order, when it has heard news
+// about renewal from the CA, it may not: keep sees the same news, and alone knows
+// how often the CA was asked already.
 func (m *Manager) event(ctx context.Context, event string, data map[string]any) error {
-	name, _ := data["identifier"].(string)
-	d := m.byName[name]
-	if d == nil {
-		return nil
-	}
-	switch event {
-	case "cert_failed":
-		err, _ := data["error"].(error)
-		if err == nil {
-			err = errNone
+	a, ours := ctx.Value(attemptKey{}).(*attempt)
+	switch {
+	case event == "cert_obtaining" && !ours:
+		return errNotOurs
+	case event == "cert_failed" && ours:
+		if a.err, _ = data["error"].(error); a.err == nil {
+			a.err = errNone
 		}
-		if a, ours := ctx.Value(attemptKey{}).(*attempt); ours {
-			a.err = err
-			a.cancel()
-			return nil
-		}
-		d.mu.Lock()
-		d.trouble = explain(err, name, &m.set)
-		d.mu.Unlock()
-		m.set.Changed()
-	case "cert_obtained":
-		if _, ours := ctx.Value(attemptKey{}).(*attempt); !ours {
-			select {
-			case d.again <- struct{}{}:
-			default:
-			}
-		}
+		a.cancel()
 	}
 	return nil
 }
+
+var (
+	errNone    = errors.New("nothing was ordered") // an order that ended without a word
+	errNotOurs = errors.New("orders are made elsewhere")
+)
 
 // refusalPauses follow upon refusals of the CA. Let's Encrypt allows five
 // failed attempts an hour for one name.

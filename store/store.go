@@ -1,5 +1,6 @@
 // Package store keeps all persistent state, in SQLite: core.db of the core,
-// proxy.db or gateway.db of a component.
+// proxy.db or gateway.db of a component, and acme.db where certificates of a
+// public CA are ordered, see [ACME].
 //
 // # What it promises
 //
@@ -20,9 +21,10 @@
 // # What it does not hold
 //
 // No private key, no seed of a join token (only the public key derived from
-// it), no API key (only its SHA-256). Reading the database files gives nobody
+// it), no API key (only its SHA-256); what acme.db holds is sealed before it comes
+// here, with a key that lies elsewhere. Reading the database files gives nobody
 // access to anything; writing them does, and so they are 0600 in a 0700
-// directory, and locked against a second process.
+// directory, and, but for acme.db, locked against a second process.
 //
 // # Which key counts
 //
