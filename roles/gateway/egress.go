@@ -11,6 +11,8 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,7 +24,43 @@ import (
 
 // egress reads HTTPS_PROXY and NO_PROXY once, as net/http does: networks that
 // let nothing out but through a proxy say so there. Loopback is never proxied.
-var egress = sync.OnceValue(func() func(*url.URL) (*url.URL, error) { return httpproxy.FromEnvironment().ProxyFunc() })
+var egress = sync.OnceValue(func() func(*url.URL) (*url.URL, error) { return egressOf(httpproxy.FromEnvironment()) })
+
+// egressOf is stricter than net/http: a proxy that cannot be understood is an
+// error, and not no proxy. Its text is never repeated, since it may hold a
+// password anywhere.
+func egressOf(c *httpproxy.Config) func(*url.URL) (*url.URL, error) {
+	find := c.ProxyFunc()
+	if c.HTTPSProxy == "" {
+		return find
+	}
+	text := c.HTTPSProxy
+	if !strings.Contains(text, "://") {
+		text = "http://" + text
+	}
+	via, err := url.Parse(text)
+	usable := err == nil && via.Host != "" && via.Opaque == "" && strings.Trim(via.Path, "/") == "" && validPort(via)
+	c = &httpproxy.Config{HTTPSProxy: text, NoProxy: c.NoProxy, CGI: c.CGI}
+	if usable {
+		return c.ProxyFunc()
+	}
+	c.HTTPSProxy = "http://unknown.invalid" // only to learn what NO_PROXY leaves out
+	find = c.ProxyFunc()
+	return func(u *url.URL) (*url.URL, error) {
+		if via, err := find(u); via == nil {
+			return nil, err
+		}
+		return nil, errors.New("it is no URL of a proxy: write http://HOST:PORT or http://USER:PASSWORD@HOST:PORT, special characters of user and password as %XX")
+	}
+}
+
+func validPort(u *url.URL) bool {
+	if u.Port() == "" {
+		return u.Hostname() != "" && !strings.HasSuffix(u.Host, ":")
+	}
+	n, err := strconv.ParseUint(u.Port(), 10, 16)
+	return err == nil && n > 0 && u.Hostname() != ""
+}
 
 // maxProxyAnswer bounds what a proxy may say before the tunnel is open.
 const maxProxyAnswer = 16 << 10
@@ -40,7 +78,7 @@ func connectOut(ctx context.Context, network, address string) (net.Conn, error) 
 	}
 	nc, err := tunnel(ctx, via, address)
 	if err != nil {
-		return nil, fmt.Errorf("through the proxy %s of HTTPS_PROXY: %w", via.Redacted(), err)
+		return nil, fmt.Errorf("through the proxy %s://%s of HTTPS_PROXY: %w", via.Scheme, via.Host, err)
 	}
 	return nc, nil
 }
@@ -109,17 +147,26 @@ func requestTunnel(nc net.Conn, via *url.URL, address string) error {
 	r := bufio.NewReader(io.LimitReader(nc, maxProxyAnswer))
 	resp, err := http.ReadResponse(r, req)
 	if err != nil {
-		return fmt.Errorf("it did not answer as an HTTP proxy does: %w", err)
+		return fmt.Errorf("it did not answer as an HTTP proxy does: %s", short(err.Error()))
 	}
 	switch {
 	case resp.StatusCode == http.StatusProxyAuthRequired:
 		return errors.New("it wants a user and password: write them into HTTPS_PROXY (http://USER:PASSWORD@HOST:PORT)")
 	case resp.StatusCode/100 != 2:
-		return fmt.Errorf("it refused to connect to %s: %q; the proxy has to allow CONNECT to that address and port", address, resp.Status)
+		return fmt.Errorf("it refused to connect to %s: %q; the proxy has to allow CONNECT to that address and port", address, short(resp.Status))
 	case r.Buffered() > 0:
 		return errors.New("it sent something into the tunnel that core cannot have said")
 	}
 	return nil
+}
+
+// short cuts what a proxy has written, which ends in logs.
+func short(s string) string {
+	const most = 128
+	if len(s) <= most {
+		return s
+	}
+	return s[:most] + "…"
 }
 
 func explainedOrNil(err error) error {

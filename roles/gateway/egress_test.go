@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/net/http/httpproxy"
 )
 
 // connectProxy is an HTTP proxy that knows one name and one user.
@@ -114,5 +116,65 @@ func TestTunnelEndsWithItsContext(t *testing.T) {
 	defer cancel()
 	if _, err := tunnel(ctx, &url.URL{Scheme: "http", Host: l.Addr().String()}, "core.test:50055"); err == nil {
 		t.Error("a tunnel through nothing")
+	}
+}
+
+// TestNoProxyIsMisread: what HTTPS_PROXY says in a wrong way was left out
+// silently, or stood with its password in the error, which is logged.
+func TestNoProxyIsMisread(t *testing.T) {
+	was := egress
+	defer func() { egress = was }()
+	for _, text := range []string{
+		"http://user:pa%s3cret@proxy.test:3128", "user:pa%s3cret@proxy.test:3128", "http://user:pa%s3cret@proxy.test:31x28", "user:pa%41s3cret@proxy.test:99999",
+		"http://us er:pa%41s3cret@proxy.test:3128", "//user:pa%41s3cret@proxy.test", "http://user:pa%41s3cret@", "http://proxy.test:3128/user:s3cret",
+	} {
+		egress = func() func(*url.URL) (*url.URL, error) {
+			return egressOf(&httpproxy.Config{HTTPSProxy: text, NoProxy: "inside.test"})
+		}
+		nc, err := connectOut(t.Context(), "tcp", "core.test:50055")
+		if err == nil {
+			nc.Close()
+			t.Errorf("%s: nothing is wrong with it", text)
+		} else if !strings.Contains(err.Error(), "HTTPS_PROXY") || strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%s: %v", text, err)
+		}
+		if via, err := egress()(&url.URL{Scheme: "https", Host: "inside.test:50055"}); via != nil || err != nil {
+			t.Errorf("%s: what NO_PROXY leaves out: %v, %v", text, via, err)
+		}
+	}
+	for _, text := range []string{"http://user:pa%41s3cret@127.0.0.1:1", "user:pa%41s3cret@127.0.0.1:1", "https://user:pa%41s3cret@127.0.0.1:1/", "socks5://user:pa%41s3cret@127.0.0.1:1"} {
+		egress = func() func(*url.URL) (*url.URL, error) { return egressOf(&httpproxy.Config{HTTPSProxy: text}) }
+		if _, err := connectOut(t.Context(), "tcp", "core.test:50055"); err == nil || !strings.Contains(err.Error(), "127.0.0.1:1 of HTTPS_PROXY") || strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
+// TestAHostileProxyIsCutShort: what it writes ends in logs.
+func TestAHostileProxyIsCutShort(t *testing.T) {
+	long := strings.Repeat("x", 10<<10)
+	for _, answer := range []string{"HTTP/1.1 503 " + long + "\r\n\r\n", long + "\r\n\r\n", "HTTP/1.1 200 OK\r\n" + strings.Repeat("a: b\r\n", 1<<20), "HTTP/1.1 200 OK\r\n\r\nearly"} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var served sync.WaitGroup
+		served.Go(func() {
+			nc, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer nc.Close()
+			io.WriteString(nc, answer)
+		})
+		nc, err := tunnel(t.Context(), &url.URL{Scheme: "http", Host: l.Addr().String()}, "core.test:50055")
+		if err == nil {
+			nc.Close()
+			t.Errorf("a tunnel after %.40q", answer)
+		} else if len(err.Error()) > 500 {
+			t.Errorf("%.40q is told in %d bytes", answer, len(err.Error()))
+		}
+		l.Close()
+		served.Wait()
 	}
 }
