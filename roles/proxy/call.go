@@ -28,7 +28,7 @@ func (p *proxy) serve(c *relay.Call) {
 
 	crowd := p.public.admission
 	origin := p.public.originOf(c, from)
-	record := &relay.CallRecord{Method: c.Path(), Source: origin.name, RequestID: id}
+	record := &relay.CallRecord{Method: c.Path(), Protocol: c.Protocol(), Source: origin.name, RequestID: id}
 	p.metrics.Begin()
 	room := crowd.begin(origin.share)
 	if origin.visitor {
@@ -113,7 +113,7 @@ func (p *proxy) violated(c *relay.Call, v *relay.Violation) []relay.Field {
 	if len(method) > maxMethodText {
 		method = method[:maxMethodText] + "…"
 	}
-	record := relay.CallRecord{Method: method, Source: origin.name, RequestID: relay.NewRequestID(), Denied: "header_" + v.Reason, Message: v.Message}
+	record := relay.CallRecord{Method: method, Protocol: c.Protocol(), Source: origin.name, RequestID: relay.NewRequestID(), Denied: "header_" + v.Reason, Message: v.Message}
 	p.metrics.Begin()
 	c.OnDone(func(o relay.Outcome) {
 		record.Code, record.Duration = o.Code, o.Duration

@@ -14,6 +14,7 @@ import (
 // words, by CallMetrics in numbers.
 type CallRecord struct {
 	Method    string
+	Protocol  string // "grpc-web" where a browser could have made the call, else empty
 	Caller    string // identity, empty for nobody
 	Source    string // address the call came from, where it is known
 	Code      codes.Code
@@ -63,7 +64,7 @@ func (a *AccessLog) Write(r CallRecord) {
 	}
 	attrs = append(attrs, slog.String("status", r.Code.String()), slog.Duration("duration", r.Duration))
 	for _, optional := range [...]struct{ key, value string }{
-		{"gateway", r.Gateway}, {"upstream", r.Upstream}, {"source", r.Source},
+		{"gateway", r.Gateway}, {"upstream", r.Upstream}, {"source", r.Source}, {"protocol", r.Protocol},
 		{"reason", r.Denied}, {"message", r.Message}, {"request_id", r.RequestID},
 	} {
 		if optional.value != "" {

@@ -75,9 +75,14 @@ func (c *Call) Path() string { return c.path }
 // Method is the method of HTTP, which for what reaches a handler is POST.
 func (c *Call) Method() string { return c.method }
 
-// Web says whether the call came by gRPC-Web. Its header is that of a native
-// call all the same.
-func (c *Call) Web() bool { return c.web != nil }
+// Protocol is "grpc-web" for a call that came by it, whose header is that of a
+// native call all the same, and empty for others.
+func (c *Call) Protocol() string {
+	if c.web != nil {
+		return "grpc-web"
+	}
+	return ""
+}
 
 // Authority is the caller's :authority.
 func (c *Call) Authority() string { return c.authority }
