@@ -17,6 +17,6 @@ USER 65532:65532
 ENV SALLYPORT_DATA_DIR=/var/lib/sallyport \
     SALLYPORT_HEALTH_ADDRESS=:8080
 VOLUME /var/lib/sallyport
-EXPOSE 443 8080 8443 50051 50055
+EXPOSE 80 443 8080 8443 50051 50055
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s CMD ["/sallyport", "health"]
 ENTRYPOINT ["/sallyport"]
