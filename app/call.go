@@ -34,7 +34,7 @@ type callVerb struct {
 	Cert       string        `placeholder:"FILE" type:"path" help:"Client certificate chain, PEM."`
 	Key        string        `placeholder:"FILE" type:"path" help:"Key of --cert, PEM."`
 	ServerName string        `placeholder:"NAME" help:"Name to expect in the certificate, where it is not the host of --address."`
-	APIKeyFile string        `name:"api-key-file" placeholder:"FILE" type:"path" from:"env" help:"File with an API key (also SALLYPORT_API_KEY, SALLYPORT_API_KEY_FILE)."`
+	APIKeyFile string        `name:"api-key-file" placeholder:"FILE" type:"path" from:"env" help:"File with an API key or a token (also SALLYPORT_API_KEY, SALLYPORT_API_KEY_FILE)."`
 	Header     []string      `short:"H" sep:"none" placeholder:"NAME: VALUE" help:"Send a header; base64 for names in -bin. Repeatable."`
 	Timeout    time.Duration `default:"30s" placeholder:"30s" help:"How long the call may take (default 30s)."`
 	Verbose    bool          `short:"v" help:"Show headers and trailers, on stderr."`
@@ -329,7 +329,7 @@ func (v *callVerb) explain(c *cli, secure *handshakes, err error) error {
 		c.say("  → --timeout was %s", v.Timeout)
 	}
 	if st.Code() == codes.Unauthenticated {
-		c.say("  → say who calls: --cert and --key, or --api-key-file")
+		c.say("  → say who calls: --cert and --key, or --api-key-file with an API key or a token")
 	}
 	return quietly(1)
 }

@@ -198,7 +198,11 @@ func (c *checker) permissions() {
 				meant = fmt.Sprintf("; did you mean %q?", near)
 			}
 		}
-		c.warn(r.line, "no grant gives %s, so nobody can call %s%s", oneOf(r.needs), r.pattern, meant)
+		gives := "no grant gives"
+		if len(c.p.issuers) > 0 {
+			gives = "no grant and no issuer gives"
+		}
+		c.warn(r.line, "%s %s, so nobody can call %s%s", gives, oneOf(r.needs), r.pattern, meant)
 	}
 }
 
