@@ -243,15 +243,10 @@ const instanceLives = 5 * time.Minute
 
 // instance makes the record of one more instance of a reusable gateway.
 func (t *tx) instance(token TokenRecord, parent ComponentRecord, suffix string) (ComponentRecord, error) {
-	if token.Uses > 0 {
-		live, err := one(t.ctx, t.sql, value[int], "SELECT count(*) FROM components WHERE role = ? AND parent = ? AND max(last_seen, joined) > ?",
-			parent.Role, parent.Name, nanos(t.now.Add(-instanceLives)))
-		if err != nil {
-			return parent, err
-		}
-		if live >= token.Uses {
-			return parent, fmt.Errorf("%w (%d): run sallyport gateway rm on one of %s-*, or wait until one has been away for %s", ErrTokenExhausted, token.Uses, parent.Name, instanceLives)
-		}
+	if full, err := crowded(t.ctx, t.sql, parent.Role, parent.Name, token.Uses, t.now); err != nil {
+		return parent, err
+	} else if full {
+		return parent, fmt.Errorf("%w (%d): run sallyport gateway rm on one of %s-*, or wait until one has been away for %s", ErrTokenExhausted, token.Uses, parent.Name, instanceLives)
 	}
 	if suffix == "" {
 		var b [4]byte
@@ -272,6 +267,53 @@ func (t *tx) instance(token TokenRecord, parent ComponentRecord, suffix string) 
 	}
 	r.Incarnation, err = t.incarnation(r.Role, r.Name, ComponentRecord{})
 	return r, err
+}
+
+// crowded says whether as many instances of a reusable gateway live as may.
+func crowded(ctx context.Context, from source, role pki.Role, parent string, uses int, now time.Time) (bool, error) {
+	if uses <= 0 {
+		return false, nil
+	}
+	live, err := one(ctx, from, value[int], "SELECT count(*) FROM components WHERE role = ? AND parent = ? AND max(last_seen, joined) > ?",
+		role, parent, nanos(now.Add(-instanceLives)))
+	return live >= uses, err
+}
+
+// away says of an instance that its place may be another one's by now.
+func (r *ComponentRecord) away(now time.Time) bool {
+	return r.Parent != "" && !r.LastSeen.After(now.Add(-instanceLives)) && !r.Joined.After(now.Add(-instanceLives))
+}
+
+// mayReturn refuses an instance that was away while others took all the places
+// that its token has: else who has the token makes as many as he likes, one
+// after the other, and lets them return together.
+func mayReturn(ctx context.Context, from source, r ComponentRecord, now time.Time) error {
+	if !r.away(now) {
+		return nil
+	}
+	uses, err := one(ctx, from, value[int], "SELECT uses FROM tokens WHERE role = ? AND name = ? AND withdrawn = 0 ORDER BY added DESC, rowid DESC LIMIT 1", r.Role, r.Parent)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read the join token of %s: %w", label(r.Role, r.Parent), err)
+	}
+	full, err := crowded(ctx, from, r.Role, r.Parent, uses, now)
+	if err == nil && full {
+		err = fmt.Errorf("%s was away for %s or more, and %w (%d)", r.Label(), instanceLives, ErrTokenExhausted, uses)
+	}
+	return err
+}
+
+// returned counts an instance that was away among those that live.
+func (t *tx) returned(r ComponentRecord) error {
+	if !r.away(t.now) {
+		return nil
+	}
+	if _, err := t.exec("UPDATE components SET last_seen = max(last_seen, ?) WHERE role = ? AND name = ?", nanos(t.now), r.Role, r.Name); err != nil {
+		return err
+	}
+	return t.audit("component.return", r.Label(), "last seen "+r.LastSeen.Format(time.RFC3339))
 }
 
 // takeOver ends the proxy that had a reusable token's name until now.

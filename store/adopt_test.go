@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -239,6 +240,66 @@ func TestInstancesAwayMakeRoom(t *testing.T) {
 		if _, err := c.Adopt(ctx, "newcomer", heir, later); err != nil {
 			t.Fatalf("one is away: %v", err)
 		}
+	})
+}
+
+// TestInstancesDoNotReturnBeyondTheirNumber: who had a token of two uses made two
+// instances, let them be away for five minutes, made two more, and had four.
+func TestInstancesDoNotReturnBeyondTheirNumber(t *testing.T) {
+	eachCore(t, func(t *testing.T, c *Core) {
+		ctx := t.Context()
+		token := tokenFor("edge")
+		token.Uses = 2
+		add(t, c, ComponentRecord{Role: pki.RoleGateway, Name: "edge", Reusable: true, Peers: []string{"any"}}, token)
+		use := func(a Adopted) KeyUse {
+			list, err := c.Certificates(ctx, true, noon)
+			i := slices.IndexFunc(list, func(r CertificateRecord) bool { return r.Serial == a.Serial })
+			if err != nil || i < 0 {
+				t.Fatal(list, err)
+			}
+			return KeyUse{Certificate: list[i], Source: "192.0.2.7"}
+		}
+		made := []Adopted{adopt(t, c, token, "1"), adopt(t, c, token, "2")}
+		later := noon.Add(instanceLives)
+		for _, seed := range []string{"3", "4"} {
+			a, err := c.Adopt(ctx, "newcomer", Adoption{TokenPublicKey: token.PublicKey, SPKI: hash(seed), Issue: issue(hash(seed))}, later)
+			if err != nil {
+				t.Fatal(err)
+			}
+			made = append(made, a)
+		}
+		for i, a := range made {
+			_, seen := c.SawKey(ctx, use(a), later)
+			_, checked := c.CheckKey(ctx, use(a), later)
+			_, renewed := c.Renew(ctx, "renewing", Renewal{Holder: use(a), NewSPKI: hash("next"), Issue: issue(hash("next"))}, later)
+			if i < 2 {
+				for what, err := range map[string]error{"session": seen, "link": checked, "renewal": renewed} {
+					if !errors.Is(err, ErrTokenExhausted) {
+						t.Errorf("instance %d of two, %s: %v", i+1, what, err)
+					}
+				}
+			} else if seen != nil || checked != nil {
+				t.Errorf("instance %d lives: %v, %v", i+1, seen, checked)
+			}
+		}
+		// One goes, and one of those that were away has its place, not both.
+		if _, err := c.RemoveComponent(ctx, operator, pki.RoleGateway, made[3].Component.Name); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.SawKey(ctx, use(made[0]), later); err != nil {
+			t.Errorf("there is a place: %v", err)
+		}
+		if _, err := c.SawKey(ctx, use(made[1]), later); !errors.Is(err, ErrTokenExhausted) {
+			t.Errorf("there is none any more: %v", err)
+		}
+		// After a night of core's they are all away, and return.
+		morning := later.Add(8 * time.Hour)
+		for _, i := range []int{0, 2} {
+			if _, err := c.SawKey(ctx, use(made[i]), morning); err != nil {
+				t.Errorf("in the morning: %v", err)
+			}
+		}
+		verify(t, c)
 	})
 }
 

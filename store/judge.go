@@ -121,6 +121,12 @@ func readHolder(ctx context.Context, from source, use KeyUse, now time.Time) (h 
 	}
 	if h.State, h.Since = h.key.State, h.key.Since; h.State == KeySuperseded {
 		h.refusal = fmt.Errorf("%s: %w, at %s", r.Label(), ErrSuperseded, h.Since.Format(time.RFC3339))
+		return h, nil
+	}
+	if err := mayReturn(ctx, from, r, now); errors.Is(err, ErrTokenExhausted) {
+		h.refusal = err
+	} else if err != nil {
+		return h, err
 	}
 	return h, nil
 }

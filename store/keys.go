@@ -107,10 +107,12 @@ func (c *Core) Keys(ctx context.Context, role pki.Role, name string) ([]KeyRecor
 // the confirmed one. It fails with [ErrSuperseded], [ErrRevoked] or
 // [ErrNotJoined] when the session must not go on. A superseded key raises an
 // alarm, unless its handshake began before it was superseded; so does one that
-// the CA signed and core has no record of.
+// the CA signed and core has no record of. An instance of a reusable gateway that
+// was away for five minutes returns if its token has a place left, else it is
+// [ErrTokenExhausted].
 func (c *Core) SawKey(ctx context.Context, use KeyUse, now time.Time) (KeyVerdict, error) {
 	h, err := c.judge(ctx, use, now)
-	if err != nil || h.refusal != nil || h.State == KeyConfirmed {
+	if err != nil || h.refusal != nil || h.State == KeyConfirmed && !h.component.away(now) {
 		return h.KeyVerdict, errors.Join(err, h.refusal)
 	}
 	err = c.decide(ctx, use.actor(), func(t *tx) error {
@@ -121,7 +123,11 @@ func (c *Core) SawKey(ctx context.Context, use KeyUse, now time.Time) (KeyVerdic
 			return err
 		case h.refusal != nil:
 			return h.refusal
-		case h.State == KeyConfirmed: // by another session, just now
+		}
+		if err := t.returned(h.component); err != nil {
+			return err
+		}
+		if h.State == KeyConfirmed {
 			return nil
 		}
 		return t.confirm(&h, use)

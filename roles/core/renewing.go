@@ -147,6 +147,8 @@ func (c *core) refuseKey(ctx context.Context, k key, use store.KeyUse, alarm boo
 		return &pki.Refusal{Code: "key_reused", Cause: "a renewal needs a key that was never used before", Remedy: "bring both components to the same version; a renewal of ours always brings a new key"}
 	case errors.Is(err, store.ErrRevoked):
 		return &pki.Refusal{Code: pki.CodeRevoked, Cause: fmt.Sprintf("the certificate of %s (serial %s) or its key was revoked", k, use.Certificate.Serial), Remedy: again}
+	case errors.Is(err, store.ErrTokenExhausted):
+		return &pki.Refusal{Code: "token_exhausted", Cause: clean(err.Error()), Remedy: "it returns by itself when a place is free: remove an instance that is gone on core (sallyport gateway ls, gateway rm), or make a token with more --uses"}
 	case errors.Is(err, store.ErrNotJoined):
 		if alarm {
 			c.alarmOfKey(ctx, k, use, "unknown_key", fmt.Sprintf("%s came with a certificate of this CA that core has no record of (serial %s)", k, use.Certificate.Serial))
