@@ -69,6 +69,9 @@ func (c *cli) status(st *control.StatusResponse) error {
 			}
 			t.row("  upstream "+u.GetName(), state, u.GetAddress(), "", "", "", "", "", "", u.GetError())
 		}
+		for _, entrance := range m.GetEntrances() {
+			t.row("  entrance", "open", oneLine(entrance), "", "", "", "", "", "", "")
+		}
 		for _, held := range m.GetCertificates() {
 			expires, state := standing(held, now)
 			_, what, _ := strings.Cut(held.GetHolder(), ": ")

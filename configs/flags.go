@@ -85,7 +85,10 @@ type Flags struct {
 	Upstream []string `name:"upstream" group:"gateway" sep:"none" help:"A gRPC server behind this gateway: HOST:PORT on this host, tls://HOST:PORT, unix:///PATH, or h2c://HOST:PORT. Services are asked for by reflection unless listed. Repeatable." placeholder:"[NAME=]ADDRESS[=SERVICES]" roles:"gateway" kind:"upstreams"`
 	Allow    []string `name:"allow" group:"gateway" help:"Methods that may be called through this gateway, whatever core says: /pkg.Service/Method, /pkg.Service/*, /pkg.*. Repeatable." placeholder:"METHOD" roles:"gateway" kind:"methods"`
 
-	GRPCCA         *string `name:"grpc-ca" group:"gateway" help:"Who vouches for core's --grpc-cert: a file of CA certificates, PEM, or system for this host's." placeholder:"FILE|system" roles:"gateway" kind:"ca" defguard:"gateway=DEFGUARD_GRPC_CA"`
-	GRPCServerName *string `name:"grpc-server-name" group:"gateway" help:"Name in core's --grpc-cert, where it is not the one dialled." placeholder:"NAME" roles:"gateway" kind:"server-name"`
-	ExportCert     *string `name:"export-cert" group:"gateway" help:"Keep a renewed certificate, its key and the CA here, as PEM files, for a service beside this gateway." placeholder:"DIR" roles:"gateway" kind:"dir"`
+	GRPCCA         *string  `name:"grpc-ca" group:"gateway" help:"Who vouches for core's --grpc-cert: a file of CA certificates, PEM, or system for this host's." placeholder:"FILE|system" roles:"gateway" kind:"ca" defguard:"gateway=DEFGUARD_GRPC_CA"`
+	GRPCServerName *string  `name:"grpc-server-name" group:"gateway" help:"Name in core's --grpc-cert, where it is not the one dialled." placeholder:"NAME" roles:"gateway" kind:"server-name"`
+	Listen         []string `name:"listen" group:"gateway" sep:"none" help:"An entrance for apps beside this gateway: they call services behind other gateways here, as this gateway, or as themselves with a token or a client certificate. unix:///PATH, 127.0.0.1:PORT, or tls://HOST:PORT. Grants may name the label. Repeatable." placeholder:"[LABEL=]ADDRESS" roles:"gateway" kind:"listens"`
+	ListenGroup    *string  `name:"listen-group" group:"gateway" help:"Group whose members may use the unix sockets of --listen (default: the gateway's own user alone)." placeholder:"GROUP" roles:"gateway" kind:"group"`
+
+	ExportCert *string `name:"export-cert" group:"gateway" help:"Keep a renewed certificate, its key and the CA here, as PEM files, for a service beside this gateway." placeholder:"DIR" roles:"gateway" kind:"dir"`
 }

@@ -230,6 +230,7 @@ func (b *loader) gateway() {
 	g.ExportCert = b.exportDir(g.DataDir)
 	g.Upstreams = b.upstreams()
 	g.Demo = len(g.Upstreams) == 0
+	g.Listen, g.ListenGroup = b.listens(g.Upstreams)
 	f := b.find(settingOf("allow"), RoleGateway)
 	if f.given() && len(f.texts) == 0 {
 		b.bad.add("allow", f.from, "an empty list allows nothing and cannot be told from no list", "name the methods, or leave the setting out to set no ceiling")

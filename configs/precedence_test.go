@@ -141,7 +141,15 @@ func samples(t *testing.T) map[string]sample {
 			return LetsEncrypt
 		}},
 		"acme-agree-tos": {"proxy;domain=a.example", [3]string{"true", "true", "true"}, directory, func(string) string { return LetsEncrypt }},
-		"allow":          {"gateway", [3]string{"/a.A/*", "/b.B/M", "/c.*"}, func(s *Settings) string { return strings.Join(s.Gateway.Allow, " ") }, nil},
+		"listen": {"gateway", [3]string{"unix:///run/a.sock", "batch=127.0.0.1:1", "tls://10.0.0.1:2"}, func(s *Settings) string {
+			var texts []string
+			for _, l := range s.Gateway.Listen {
+				texts = append(texts, l.String())
+			}
+			return strings.Join(texts, " ")
+		}, nil},
+		"listen-group": {"gateway;listen=unix:///run/a.sock", [3]string{"apps", "web", "1000"}, func(s *Settings) string { return s.Gateway.ListenGroup }, nil},
+		"allow":        {"gateway", [3]string{"/a.A/*", "/b.B/M", "/c.*"}, func(s *Settings) string { return strings.Join(s.Gateway.Allow, " ") }, nil},
 	}
 }
 

@@ -138,6 +138,9 @@ type Gateway struct {
 	GRPCCA         string // verifies core's files: absolute, or CASystem; empty: none
 	GRPCServerName string // name in core's files; empty: the one dialled
 	ExportCert     string // absolute; directory of an exported pair and its CA; empty: none
+
+	Listen      []Listen // where apps beside this gateway come in with calls; none
+	ListenGroup string   // who may use the unix sockets of Listen, a name or a number; empty: the process's user alone
 }
 
 // CASystem stands for this host's CA certificates where a file of them can be

@@ -273,6 +273,7 @@ type Component struct {
 	Revocation              *RevokeCertificateResponse `protobuf:"bytes,24,opt,name=revocation,proto3" json:"revocation,omitempty"`          // answer of a removal: how far it has come
 	GrpcTls                 string                     `protobuf:"bytes,25,opt,name=grpc_tls,json=grpcTls,proto3" json:"grpc_tls,omitempty"` // proxies: how its gRPC port shows itself, "internal" or "files"
 	Notes                   []string                   `protobuf:"bytes,26,rep,name=notes,proto3" json:"notes,omitempty"`                    // what its operator should know of its peers, with the command that helps
+	Entrances               []string                   `protobuf:"bytes,27,rep,name=entrances,proto3" json:"entrances,omitempty"`            // gateways: where apps call through it, [LABEL=]ADDRESS, as it said last
 	unknownFields           protoimpl.UnknownFields
 	sizeCache               protoimpl.SizeCache
 }
@@ -485,6 +486,13 @@ func (x *Component) GetGrpcTls() string {
 func (x *Component) GetNotes() []string {
 	if x != nil {
 		return x.Notes
+	}
+	return nil
+}
+
+func (x *Component) GetEntrances() []string {
+	if x != nil {
+		return x.Entrances
 	}
 	return nil
 }
@@ -3463,7 +3471,7 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\x0fcalls_in_flight\x18\n" +
 	" \x01(\rR\rcallsInFlight\x12\x1a\n" +
 	"\bwarnings\x18\v \x03(\tR\bwarnings\x12H\n" +
-	"\fcertificates\x18\f \x03(\v2$.sallyport.control.v1.CertificateRowR\fcertificates\"\xf0\a\n" +
+	"\fcertificates\x18\f \x03(\v2$.sallyport.control.v1.CertificateRowR\fcertificates\"\x8e\b\n" +
 	"\tComponent\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
@@ -3497,7 +3505,8 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"revocation\x18\x18 \x01(\v2/.sallyport.control.v1.RevokeCertificateResponseR\n" +
 	"revocation\x12\x19\n" +
 	"\bgrpc_tls\x18\x19 \x01(\tR\agrpcTls\x12\x14\n" +
-	"\x05notes\x18\x1a \x03(\tR\x05notes\"a\n" +
+	"\x05notes\x18\x1a \x03(\tR\x05notes\x12\x1c\n" +
+	"\tentrances\x18\x1b \x03(\tR\tentrances\"a\n" +
 	"\vUpstreamRow\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x0e\n" +

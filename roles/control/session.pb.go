@@ -28,6 +28,7 @@ const (
 	CertificateRequest_PURPOSE_PUBLIC_PORT CertificateRequest_Purpose = 1
 	CertificateRequest_PURPOSE_IDENTITY    CertificateRequest_Purpose = 2 // renewal: the next certificate of the session's own identity
 	CertificateRequest_PURPOSE_EXPORT      CertificateRequest_Purpose = 3 // gateways: the pair that --export-cert keeps, names as core knows them
+	CertificateRequest_PURPOSE_ENTRANCE    CertificateRequest_Purpose = 4 // gateways: what a TLS entrance for apps shows (--listen tls://…)
 )
 
 // Enum value maps for CertificateRequest_Purpose.
@@ -37,12 +38,14 @@ var (
 		1: "PURPOSE_PUBLIC_PORT",
 		2: "PURPOSE_IDENTITY",
 		3: "PURPOSE_EXPORT",
+		4: "PURPOSE_ENTRANCE",
 	}
 	CertificateRequest_Purpose_value = map[string]int32{
 		"PURPOSE_UNSPECIFIED": 0,
 		"PURPOSE_PUBLIC_PORT": 1,
 		"PURPOSE_IDENTITY":    2,
 		"PURPOSE_EXPORT":      3,
+		"PURPOSE_ENTRANCE":    4,
 	}
 )
 
@@ -70,7 +73,7 @@ func (x CertificateRequest_Purpose) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CertificateRequest_Purpose.Descriptor instead.
 func (CertificateRequest_Purpose) EnumDescriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{24, 0}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{25, 0}
 }
 
 // Frame is one message of a control session. A component sends hello first and
@@ -475,6 +478,7 @@ type Hello struct {
 	RevocationsHeld *RevocationListHead    `protobuf:"bytes,5,opt,name=revocations_held,json=revocationsHeld,proto3" json:"revocations_held,omitempty"`
 	Certificates    []*Certificate         `protobuf:"bytes,6,rep,name=certificates,proto3" json:"certificates,omitempty"` // every certificate file in use beside the identity
 	Port            *PortReport            `protobuf:"bytes,7,opt,name=port,proto3" json:"port,omitempty"`                 // proxies: the gRPC port that core came to
+	Entrances       []*Entrance            `protobuf:"bytes,8,rep,name=entrances,proto3" json:"entrances,omitempty"`       // gateways: where apps come in with calls (--listen)
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -558,6 +562,66 @@ func (x *Hello) GetPort() *PortReport {
 	return nil
 }
 
+func (x *Hello) GetEntrances() []*Entrance {
+	if x != nil {
+		return x.Entrances
+	}
+	return nil
+}
+
+// Entrance is where apps beside a gateway call through it.
+type Entrance struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Label         string                 `protobuf:"bytes,1,opt,name=label,proto3" json:"label,omitempty"`     // as grants name it; may be empty
+	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"` // unix:///PATH, HOST:PORT, tls://HOST:PORT
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Entrance) Reset() {
+	*x = Entrance{}
+	mi := &file_roles_control_session_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Entrance) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Entrance) ProtoMessage() {}
+
+func (x *Entrance) ProtoReflect() protoreflect.Message {
+	mi := &file_roles_control_session_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Entrance.ProtoReflect.Descriptor instead.
+func (*Entrance) Descriptor() ([]byte, []int) {
+	return file_roles_control_session_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Entrance) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+func (x *Entrance) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
 // PortReport is what a proxy says of its gRPC port and of core's way to it.
 type PortReport struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
@@ -570,7 +634,7 @@ type PortReport struct {
 
 func (x *PortReport) Reset() {
 	*x = PortReport{}
-	mi := &file_roles_control_session_proto_msgTypes[4]
+	mi := &file_roles_control_session_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -582,7 +646,7 @@ func (x *PortReport) String() string {
 func (*PortReport) ProtoMessage() {}
 
 func (x *PortReport) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[4]
+	mi := &file_roles_control_session_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -595,7 +659,7 @@ func (x *PortReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortReport.ProtoReflect.Descriptor instead.
 func (*PortReport) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{4}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PortReport) GetObservedAddress() string {
@@ -630,7 +694,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_roles_control_session_proto_msgTypes[5]
+	mi := &file_roles_control_session_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -642,7 +706,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[5]
+	mi := &file_roles_control_session_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -655,7 +719,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{5}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Welcome) GetVersion() string {
@@ -689,7 +753,7 @@ type Renewed struct {
 
 func (x *Renewed) Reset() {
 	*x = Renewed{}
-	mi := &file_roles_control_session_proto_msgTypes[6]
+	mi := &file_roles_control_session_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -701,7 +765,7 @@ func (x *Renewed) String() string {
 func (*Renewed) ProtoMessage() {}
 
 func (x *Renewed) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[6]
+	mi := &file_roles_control_session_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -714,7 +778,7 @@ func (x *Renewed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Renewed.ProtoReflect.Descriptor instead.
 func (*Renewed) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{6}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{7}
 }
 
 // Heartbeat is sent every 5 seconds and is the only truth about "connected".
@@ -732,7 +796,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_roles_control_session_proto_msgTypes[7]
+	mi := &file_roles_control_session_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -744,7 +808,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[7]
+	mi := &file_roles_control_session_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -757,7 +821,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{7}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Heartbeat) GetSequence() uint64 {
@@ -812,7 +876,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_roles_control_session_proto_msgTypes[8]
+	mi := &file_roles_control_session_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -824,7 +888,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[8]
+	mi := &file_roles_control_session_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -837,7 +901,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{8}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *HeartbeatReply) GetSequence() uint64 {
@@ -866,7 +930,7 @@ type Generation struct {
 
 func (x *Generation) Reset() {
 	*x = Generation{}
-	mi := &file_roles_control_session_proto_msgTypes[9]
+	mi := &file_roles_control_session_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -878,7 +942,7 @@ func (x *Generation) String() string {
 func (*Generation) ProtoMessage() {}
 
 func (x *Generation) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[9]
+	mi := &file_roles_control_session_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -891,7 +955,7 @@ func (x *Generation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Generation.ProtoReflect.Descriptor instead.
 func (*Generation) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{9}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Generation) GetEpoch() uint64 {
@@ -923,7 +987,7 @@ type TrustBundle struct {
 
 func (x *TrustBundle) Reset() {
 	*x = TrustBundle{}
-	mi := &file_roles_control_session_proto_msgTypes[10]
+	mi := &file_roles_control_session_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -935,7 +999,7 @@ func (x *TrustBundle) String() string {
 func (*TrustBundle) ProtoMessage() {}
 
 func (x *TrustBundle) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[10]
+	mi := &file_roles_control_session_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -948,7 +1012,7 @@ func (x *TrustBundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustBundle.ProtoReflect.Descriptor instead.
 func (*TrustBundle) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{10}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TrustBundle) GetTrustDomain() string {
@@ -1001,7 +1065,7 @@ type Revocation struct {
 
 func (x *Revocation) Reset() {
 	*x = Revocation{}
-	mi := &file_roles_control_session_proto_msgTypes[11]
+	mi := &file_roles_control_session_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1013,7 +1077,7 @@ func (x *Revocation) String() string {
 func (*Revocation) ProtoMessage() {}
 
 func (x *Revocation) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[11]
+	mi := &file_roles_control_session_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1026,7 +1090,7 @@ func (x *Revocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
 func (*Revocation) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{11}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Revocation) GetIdentity() string {
@@ -1081,7 +1145,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_roles_control_session_proto_msgTypes[12]
+	mi := &file_roles_control_session_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1093,7 +1157,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[12]
+	mi := &file_roles_control_session_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1106,7 +1170,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{12}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Snapshot) GetGeneration() *Generation {
@@ -1230,7 +1294,7 @@ type SnapshotAck struct {
 
 func (x *SnapshotAck) Reset() {
 	*x = SnapshotAck{}
-	mi := &file_roles_control_session_proto_msgTypes[13]
+	mi := &file_roles_control_session_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1242,7 +1306,7 @@ func (x *SnapshotAck) String() string {
 func (*SnapshotAck) ProtoMessage() {}
 
 func (x *SnapshotAck) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[13]
+	mi := &file_roles_control_session_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1255,7 +1319,7 @@ func (x *SnapshotAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotAck.ProtoReflect.Descriptor instead.
 func (*SnapshotAck) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{13}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SnapshotAck) GetGeneration() *Generation {
@@ -1286,7 +1350,7 @@ type ProxyPart struct {
 
 func (x *ProxyPart) Reset() {
 	*x = ProxyPart{}
-	mi := &file_roles_control_session_proto_msgTypes[14]
+	mi := &file_roles_control_session_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1298,7 +1362,7 @@ func (x *ProxyPart) String() string {
 func (*ProxyPart) ProtoMessage() {}
 
 func (x *ProxyPart) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[14]
+	mi := &file_roles_control_session_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1311,7 +1375,7 @@ func (x *ProxyPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyPart.ProtoReflect.Descriptor instead.
 func (*ProxyPart) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{14}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ProxyPart) GetPolicy() []byte {
@@ -1360,7 +1424,7 @@ type IssuerKeys struct {
 
 func (x *IssuerKeys) Reset() {
 	*x = IssuerKeys{}
-	mi := &file_roles_control_session_proto_msgTypes[15]
+	mi := &file_roles_control_session_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1372,7 +1436,7 @@ func (x *IssuerKeys) String() string {
 func (*IssuerKeys) ProtoMessage() {}
 
 func (x *IssuerKeys) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[15]
+	mi := &file_roles_control_session_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1385,7 +1449,7 @@ func (x *IssuerKeys) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssuerKeys.ProtoReflect.Descriptor instead.
 func (*IssuerKeys) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{15}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *IssuerKeys) GetUrl() string {
@@ -1413,7 +1477,7 @@ type APIKey struct {
 
 func (x *APIKey) Reset() {
 	*x = APIKey{}
-	mi := &file_roles_control_session_proto_msgTypes[16]
+	mi := &file_roles_control_session_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1425,7 +1489,7 @@ func (x *APIKey) String() string {
 func (*APIKey) ProtoMessage() {}
 
 func (x *APIKey) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[16]
+	mi := &file_roles_control_session_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1438,7 +1502,7 @@ func (x *APIKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use APIKey.ProtoReflect.Descriptor instead.
 func (*APIKey) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{16}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *APIKey) GetName() string {
@@ -1473,7 +1537,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_roles_control_session_proto_msgTypes[17]
+	mi := &file_roles_control_session_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1485,7 +1549,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[17]
+	mi := &file_roles_control_session_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1498,7 +1562,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{17}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Service) GetName() string {
@@ -1527,7 +1591,7 @@ type GatewayPart struct {
 
 func (x *GatewayPart) Reset() {
 	*x = GatewayPart{}
-	mi := &file_roles_control_session_proto_msgTypes[18]
+	mi := &file_roles_control_session_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1539,7 +1603,7 @@ func (x *GatewayPart) String() string {
 func (*GatewayPart) ProtoMessage() {}
 
 func (x *GatewayPart) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[18]
+	mi := &file_roles_control_session_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1552,7 +1616,7 @@ func (x *GatewayPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GatewayPart.ProtoReflect.Descriptor instead.
 func (*GatewayPart) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{18}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GatewayPart) GetServe() []string {
@@ -1588,7 +1652,7 @@ type ServiceVerdict struct {
 
 func (x *ServiceVerdict) Reset() {
 	*x = ServiceVerdict{}
-	mi := &file_roles_control_session_proto_msgTypes[19]
+	mi := &file_roles_control_session_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1600,7 +1664,7 @@ func (x *ServiceVerdict) String() string {
 func (*ServiceVerdict) ProtoMessage() {}
 
 func (x *ServiceVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[19]
+	mi := &file_roles_control_session_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1613,7 +1677,7 @@ func (x *ServiceVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceVerdict.ProtoReflect.Descriptor instead.
 func (*ServiceVerdict) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{19}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ServiceVerdict) GetService() string {
@@ -1652,7 +1716,7 @@ type MethodRule struct {
 
 func (x *MethodRule) Reset() {
 	*x = MethodRule{}
-	mi := &file_roles_control_session_proto_msgTypes[20]
+	mi := &file_roles_control_session_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1664,7 +1728,7 @@ func (x *MethodRule) String() string {
 func (*MethodRule) ProtoMessage() {}
 
 func (x *MethodRule) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[20]
+	mi := &file_roles_control_session_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1677,7 +1741,7 @@ func (x *MethodRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MethodRule.ProtoReflect.Descriptor instead.
 func (*MethodRule) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{20}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *MethodRule) GetMatch() string {
@@ -1727,7 +1791,7 @@ type Announcement struct {
 
 func (x *Announcement) Reset() {
 	*x = Announcement{}
-	mi := &file_roles_control_session_proto_msgTypes[21]
+	mi := &file_roles_control_session_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1739,7 +1803,7 @@ func (x *Announcement) String() string {
 func (*Announcement) ProtoMessage() {}
 
 func (x *Announcement) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[21]
+	mi := &file_roles_control_session_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1752,7 +1816,7 @@ func (x *Announcement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Announcement.ProtoReflect.Descriptor instead.
 func (*Announcement) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{21}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Announcement) GetServices() []*AnnouncedService {
@@ -1788,7 +1852,7 @@ type AnnouncedService struct {
 
 func (x *AnnouncedService) Reset() {
 	*x = AnnouncedService{}
-	mi := &file_roles_control_session_proto_msgTypes[22]
+	mi := &file_roles_control_session_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1800,7 +1864,7 @@ func (x *AnnouncedService) String() string {
 func (*AnnouncedService) ProtoMessage() {}
 
 func (x *AnnouncedService) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[22]
+	mi := &file_roles_control_session_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1813,7 +1877,7 @@ func (x *AnnouncedService) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnnouncedService.ProtoReflect.Descriptor instead.
 func (*AnnouncedService) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{22}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AnnouncedService) GetName() string {
@@ -1856,7 +1920,7 @@ type UpstreamState struct {
 
 func (x *UpstreamState) Reset() {
 	*x = UpstreamState{}
-	mi := &file_roles_control_session_proto_msgTypes[23]
+	mi := &file_roles_control_session_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1868,7 +1932,7 @@ func (x *UpstreamState) String() string {
 func (*UpstreamState) ProtoMessage() {}
 
 func (x *UpstreamState) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[23]
+	mi := &file_roles_control_session_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1881,7 +1945,7 @@ func (x *UpstreamState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpstreamState.ProtoReflect.Descriptor instead.
 func (*UpstreamState) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{23}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *UpstreamState) GetName() string {
@@ -1925,7 +1989,7 @@ type CertificateRequest struct {
 
 func (x *CertificateRequest) Reset() {
 	*x = CertificateRequest{}
-	mi := &file_roles_control_session_proto_msgTypes[24]
+	mi := &file_roles_control_session_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1937,7 +2001,7 @@ func (x *CertificateRequest) String() string {
 func (*CertificateRequest) ProtoMessage() {}
 
 func (x *CertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[24]
+	mi := &file_roles_control_session_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1950,7 +2014,7 @@ func (x *CertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateRequest.ProtoReflect.Descriptor instead.
 func (*CertificateRequest) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{24}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *CertificateRequest) GetId() uint64 {
@@ -1985,7 +2049,7 @@ type CertificateResponse struct {
 
 func (x *CertificateResponse) Reset() {
 	*x = CertificateResponse{}
-	mi := &file_roles_control_session_proto_msgTypes[25]
+	mi := &file_roles_control_session_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1997,7 +2061,7 @@ func (x *CertificateResponse) String() string {
 func (*CertificateResponse) ProtoMessage() {}
 
 func (x *CertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[25]
+	mi := &file_roles_control_session_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2010,7 +2074,7 @@ func (x *CertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateResponse.ProtoReflect.Descriptor instead.
 func (*CertificateResponse) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{25}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CertificateResponse) GetId() uint64 {
@@ -2045,7 +2109,7 @@ type DenialReport struct {
 
 func (x *DenialReport) Reset() {
 	*x = DenialReport{}
-	mi := &file_roles_control_session_proto_msgTypes[26]
+	mi := &file_roles_control_session_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2057,7 +2121,7 @@ func (x *DenialReport) String() string {
 func (*DenialReport) ProtoMessage() {}
 
 func (x *DenialReport) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[26]
+	mi := &file_roles_control_session_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2070,7 +2134,7 @@ func (x *DenialReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DenialReport.ProtoReflect.Descriptor instead.
 func (*DenialReport) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{26}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DenialReport) GetDenials() []*Denial {
@@ -2101,7 +2165,7 @@ type Denial struct {
 
 func (x *Denial) Reset() {
 	*x = Denial{}
-	mi := &file_roles_control_session_proto_msgTypes[27]
+	mi := &file_roles_control_session_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2113,7 +2177,7 @@ func (x *Denial) String() string {
 func (*Denial) ProtoMessage() {}
 
 func (x *Denial) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[27]
+	mi := &file_roles_control_session_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2126,7 +2190,7 @@ func (x *Denial) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Denial.ProtoReflect.Descriptor instead.
 func (*Denial) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{27}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Denial) GetCaller() string {
@@ -2185,7 +2249,7 @@ type RevocationList struct {
 
 func (x *RevocationList) Reset() {
 	*x = RevocationList{}
-	mi := &file_roles_control_session_proto_msgTypes[28]
+	mi := &file_roles_control_session_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2197,7 +2261,7 @@ func (x *RevocationList) String() string {
 func (*RevocationList) ProtoMessage() {}
 
 func (x *RevocationList) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[28]
+	mi := &file_roles_control_session_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2210,7 +2274,7 @@ func (x *RevocationList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationList.ProtoReflect.Descriptor instead.
 func (*RevocationList) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{28}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RevocationList) GetPayload() []byte {
@@ -2245,7 +2309,7 @@ type RevocationListHead struct {
 
 func (x *RevocationListHead) Reset() {
 	*x = RevocationListHead{}
-	mi := &file_roles_control_session_proto_msgTypes[29]
+	mi := &file_roles_control_session_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2257,7 +2321,7 @@ func (x *RevocationListHead) String() string {
 func (*RevocationListHead) ProtoMessage() {}
 
 func (x *RevocationListHead) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[29]
+	mi := &file_roles_control_session_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2270,7 +2334,7 @@ func (x *RevocationListHead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevocationListHead.ProtoReflect.Descriptor instead.
 func (*RevocationListHead) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{29}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RevocationListHead) GetSequence() uint64 {
@@ -2298,7 +2362,7 @@ type OutsideCertificate struct {
 
 func (x *OutsideCertificate) Reset() {
 	*x = OutsideCertificate{}
-	mi := &file_roles_control_session_proto_msgTypes[30]
+	mi := &file_roles_control_session_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2310,7 +2374,7 @@ func (x *OutsideCertificate) String() string {
 func (*OutsideCertificate) ProtoMessage() {}
 
 func (x *OutsideCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[30]
+	mi := &file_roles_control_session_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2323,7 +2387,7 @@ func (x *OutsideCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutsideCertificate.ProtoReflect.Descriptor instead.
 func (*OutsideCertificate) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{30}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *OutsideCertificate) GetMode() string {
@@ -2355,7 +2419,7 @@ type Certificate struct {
 
 func (x *Certificate) Reset() {
 	*x = Certificate{}
-	mi := &file_roles_control_session_proto_msgTypes[31]
+	mi := &file_roles_control_session_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2367,7 +2431,7 @@ func (x *Certificate) String() string {
 func (*Certificate) ProtoMessage() {}
 
 func (x *Certificate) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[31]
+	mi := &file_roles_control_session_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2380,7 +2444,7 @@ func (x *Certificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
 func (*Certificate) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{31}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Certificate) GetWhat() string {
@@ -2437,7 +2501,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_roles_control_session_proto_msgTypes[32]
+	mi := &file_roles_control_session_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2449,7 +2513,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_session_proto_msgTypes[32]
+	mi := &file_roles_control_session_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2462,7 +2526,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_roles_control_session_proto_rawDescGZIP(), []int{32}
+	return file_roles_control_session_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Alert) GetCode() string {
@@ -2513,7 +2577,7 @@ const file_roles_control_session_proto_rawDesc = "" +
 	"\aRefusal\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x14\n" +
 	"\x05cause\x18\x02 \x01(\tR\x05cause\x12\x16\n" +
-	"\x06remedy\x18\x03 \x01(\tR\x06remedy\"\xe8\x02\n" +
+	"\x06remedy\x18\x03 \x01(\tR\x06remedy\"\xa6\x03\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\fR\binstance\x124\n" +
@@ -2521,7 +2585,11 @@ const file_roles_control_session_proto_rawDesc = "" +
 	"\fstarted_unix\x18\x04 \x01(\x03R\vstartedUnix\x12S\n" +
 	"\x10revocations_held\x18\x05 \x01(\v2(.sallyport.control.v1.RevocationListHeadR\x0frevocationsHeld\x12E\n" +
 	"\fcertificates\x18\x06 \x03(\v2!.sallyport.control.v1.CertificateR\fcertificates\x124\n" +
-	"\x04port\x18\a \x01(\v2 .sallyport.control.v1.PortReportR\x04port\"p\n" +
+	"\x04port\x18\a \x01(\v2 .sallyport.control.v1.PortReportR\x04port\x12<\n" +
+	"\tentrances\x18\b \x03(\v2\x1e.sallyport.control.v1.EntranceR\tentrances\":\n" +
+	"\bEntrance\x12\x14\n" +
+	"\x05label\x18\x01 \x01(\tR\x05label\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\"p\n" +
 	"\n" +
 	"PortReport\x12)\n" +
 	"\x10observed_address\x18\x01 \x01(\tR\x0fobservedAddress\x12\x19\n" +
@@ -2627,16 +2695,17 @@ const file_roles_control_session_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x0e\n" +
 	"\x02up\x18\x03 \x01(\bR\x02up\x12\x14\n" +
-	"\x05error\x18\x04 \x01(\tR\x05error\"\xe9\x01\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\"\xff\x01\n" +
 	"\x12CertificateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x10\n" +
 	"\x03csr\x18\x02 \x01(\fR\x03csr\x12J\n" +
-	"\apurpose\x18\x03 \x01(\x0e20.sallyport.control.v1.CertificateRequest.PurposeR\apurpose\"e\n" +
+	"\apurpose\x18\x03 \x01(\x0e20.sallyport.control.v1.CertificateRequest.PurposeR\apurpose\"{\n" +
 	"\aPurpose\x12\x17\n" +
 	"\x13PURPOSE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13PURPOSE_PUBLIC_PORT\x10\x01\x12\x14\n" +
 	"\x10PURPOSE_IDENTITY\x10\x02\x12\x12\n" +
-	"\x0ePURPOSE_EXPORT\x10\x03\"t\n" +
+	"\x0ePURPOSE_EXPORT\x10\x03\x12\x14\n" +
+	"\x10PURPOSE_ENTRANCE\x10\x04\"t\n" +
 	"\x13CertificateResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
 	"\x05chain\x18\x02 \x03(\fR\x05chain\x127\n" +
@@ -2690,89 +2759,91 @@ func file_roles_control_session_proto_rawDescGZIP() []byte {
 }
 
 var file_roles_control_session_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_roles_control_session_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_roles_control_session_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_roles_control_session_proto_goTypes = []any{
 	(CertificateRequest_Purpose)(0), // 0: sallyport.control.v1.CertificateRequest.Purpose
 	(*Frame)(nil),                   // 1: sallyport.control.v1.Frame
 	(*RenewNow)(nil),                // 2: sallyport.control.v1.RenewNow
 	(*Refusal)(nil),                 // 3: sallyport.control.v1.Refusal
 	(*Hello)(nil),                   // 4: sallyport.control.v1.Hello
-	(*PortReport)(nil),              // 5: sallyport.control.v1.PortReport
-	(*Welcome)(nil),                 // 6: sallyport.control.v1.Welcome
-	(*Renewed)(nil),                 // 7: sallyport.control.v1.Renewed
-	(*Heartbeat)(nil),               // 8: sallyport.control.v1.Heartbeat
-	(*HeartbeatReply)(nil),          // 9: sallyport.control.v1.HeartbeatReply
-	(*Generation)(nil),              // 10: sallyport.control.v1.Generation
-	(*TrustBundle)(nil),             // 11: sallyport.control.v1.TrustBundle
-	(*Revocation)(nil),              // 12: sallyport.control.v1.Revocation
-	(*Snapshot)(nil),                // 13: sallyport.control.v1.Snapshot
-	(*SnapshotAck)(nil),             // 14: sallyport.control.v1.SnapshotAck
-	(*ProxyPart)(nil),               // 15: sallyport.control.v1.ProxyPart
-	(*IssuerKeys)(nil),              // 16: sallyport.control.v1.IssuerKeys
-	(*APIKey)(nil),                  // 17: sallyport.control.v1.APIKey
-	(*Service)(nil),                 // 18: sallyport.control.v1.Service
-	(*GatewayPart)(nil),             // 19: sallyport.control.v1.GatewayPart
-	(*ServiceVerdict)(nil),          // 20: sallyport.control.v1.ServiceVerdict
-	(*MethodRule)(nil),              // 21: sallyport.control.v1.MethodRule
-	(*Announcement)(nil),            // 22: sallyport.control.v1.Announcement
-	(*AnnouncedService)(nil),        // 23: sallyport.control.v1.AnnouncedService
-	(*UpstreamState)(nil),           // 24: sallyport.control.v1.UpstreamState
-	(*CertificateRequest)(nil),      // 25: sallyport.control.v1.CertificateRequest
-	(*CertificateResponse)(nil),     // 26: sallyport.control.v1.CertificateResponse
-	(*DenialReport)(nil),            // 27: sallyport.control.v1.DenialReport
-	(*Denial)(nil),                  // 28: sallyport.control.v1.Denial
-	(*RevocationList)(nil),          // 29: sallyport.control.v1.RevocationList
-	(*RevocationListHead)(nil),      // 30: sallyport.control.v1.RevocationListHead
-	(*OutsideCertificate)(nil),      // 31: sallyport.control.v1.OutsideCertificate
-	(*Certificate)(nil),             // 32: sallyport.control.v1.Certificate
-	(*Alert)(nil),                   // 33: sallyport.control.v1.Alert
+	(*Entrance)(nil),                // 5: sallyport.control.v1.Entrance
+	(*PortReport)(nil),              // 6: sallyport.control.v1.PortReport
+	(*Welcome)(nil),                 // 7: sallyport.control.v1.Welcome
+	(*Renewed)(nil),                 // 8: sallyport.control.v1.Renewed
+	(*Heartbeat)(nil),               // 9: sallyport.control.v1.Heartbeat
+	(*HeartbeatReply)(nil),          // 10: sallyport.control.v1.HeartbeatReply
+	(*Generation)(nil),              // 11: sallyport.control.v1.Generation
+	(*TrustBundle)(nil),             // 12: sallyport.control.v1.TrustBundle
+	(*Revocation)(nil),              // 13: sallyport.control.v1.Revocation
+	(*Snapshot)(nil),                // 14: sallyport.control.v1.Snapshot
+	(*SnapshotAck)(nil),             // 15: sallyport.control.v1.SnapshotAck
+	(*ProxyPart)(nil),               // 16: sallyport.control.v1.ProxyPart
+	(*IssuerKeys)(nil),              // 17: sallyport.control.v1.IssuerKeys
+	(*APIKey)(nil),                  // 18: sallyport.control.v1.APIKey
+	(*Service)(nil),                 // 19: sallyport.control.v1.Service
+	(*GatewayPart)(nil),             // 20: sallyport.control.v1.GatewayPart
+	(*ServiceVerdict)(nil),          // 21: sallyport.control.v1.ServiceVerdict
+	(*MethodRule)(nil),              // 22: sallyport.control.v1.MethodRule
+	(*Announcement)(nil),            // 23: sallyport.control.v1.Announcement
+	(*AnnouncedService)(nil),        // 24: sallyport.control.v1.AnnouncedService
+	(*UpstreamState)(nil),           // 25: sallyport.control.v1.UpstreamState
+	(*CertificateRequest)(nil),      // 26: sallyport.control.v1.CertificateRequest
+	(*CertificateResponse)(nil),     // 27: sallyport.control.v1.CertificateResponse
+	(*DenialReport)(nil),            // 28: sallyport.control.v1.DenialReport
+	(*Denial)(nil),                  // 29: sallyport.control.v1.Denial
+	(*RevocationList)(nil),          // 30: sallyport.control.v1.RevocationList
+	(*RevocationListHead)(nil),      // 31: sallyport.control.v1.RevocationListHead
+	(*OutsideCertificate)(nil),      // 32: sallyport.control.v1.OutsideCertificate
+	(*Certificate)(nil),             // 33: sallyport.control.v1.Certificate
+	(*Alert)(nil),                   // 34: sallyport.control.v1.Alert
 }
 var file_roles_control_session_proto_depIdxs = []int32{
 	4,  // 0: sallyport.control.v1.Frame.hello:type_name -> sallyport.control.v1.Hello
-	8,  // 1: sallyport.control.v1.Frame.heartbeat:type_name -> sallyport.control.v1.Heartbeat
-	14, // 2: sallyport.control.v1.Frame.ack:type_name -> sallyport.control.v1.SnapshotAck
-	22, // 3: sallyport.control.v1.Frame.announcement:type_name -> sallyport.control.v1.Announcement
-	25, // 4: sallyport.control.v1.Frame.certificate_request:type_name -> sallyport.control.v1.CertificateRequest
-	27, // 5: sallyport.control.v1.Frame.denials:type_name -> sallyport.control.v1.DenialReport
-	29, // 6: sallyport.control.v1.Frame.revocation_list:type_name -> sallyport.control.v1.RevocationList
-	33, // 7: sallyport.control.v1.Frame.alert:type_name -> sallyport.control.v1.Alert
-	7,  // 8: sallyport.control.v1.Frame.renewed:type_name -> sallyport.control.v1.Renewed
-	6,  // 9: sallyport.control.v1.Frame.welcome:type_name -> sallyport.control.v1.Welcome
-	9,  // 10: sallyport.control.v1.Frame.heartbeat_reply:type_name -> sallyport.control.v1.HeartbeatReply
-	13, // 11: sallyport.control.v1.Frame.snapshot:type_name -> sallyport.control.v1.Snapshot
-	26, // 12: sallyport.control.v1.Frame.certificate_response:type_name -> sallyport.control.v1.CertificateResponse
+	9,  // 1: sallyport.control.v1.Frame.heartbeat:type_name -> sallyport.control.v1.Heartbeat
+	15, // 2: sallyport.control.v1.Frame.ack:type_name -> sallyport.control.v1.SnapshotAck
+	23, // 3: sallyport.control.v1.Frame.announcement:type_name -> sallyport.control.v1.Announcement
+	26, // 4: sallyport.control.v1.Frame.certificate_request:type_name -> sallyport.control.v1.CertificateRequest
+	28, // 5: sallyport.control.v1.Frame.denials:type_name -> sallyport.control.v1.DenialReport
+	30, // 6: sallyport.control.v1.Frame.revocation_list:type_name -> sallyport.control.v1.RevocationList
+	34, // 7: sallyport.control.v1.Frame.alert:type_name -> sallyport.control.v1.Alert
+	8,  // 8: sallyport.control.v1.Frame.renewed:type_name -> sallyport.control.v1.Renewed
+	7,  // 9: sallyport.control.v1.Frame.welcome:type_name -> sallyport.control.v1.Welcome
+	10, // 10: sallyport.control.v1.Frame.heartbeat_reply:type_name -> sallyport.control.v1.HeartbeatReply
+	14, // 11: sallyport.control.v1.Frame.snapshot:type_name -> sallyport.control.v1.Snapshot
+	27, // 12: sallyport.control.v1.Frame.certificate_response:type_name -> sallyport.control.v1.CertificateResponse
 	3,  // 13: sallyport.control.v1.Frame.refusal:type_name -> sallyport.control.v1.Refusal
 	2,  // 14: sallyport.control.v1.Frame.renew_now:type_name -> sallyport.control.v1.RenewNow
-	10, // 15: sallyport.control.v1.Hello.held:type_name -> sallyport.control.v1.Generation
-	30, // 16: sallyport.control.v1.Hello.revocations_held:type_name -> sallyport.control.v1.RevocationListHead
-	32, // 17: sallyport.control.v1.Hello.certificates:type_name -> sallyport.control.v1.Certificate
-	5,  // 18: sallyport.control.v1.Hello.port:type_name -> sallyport.control.v1.PortReport
-	32, // 19: sallyport.control.v1.Heartbeat.certificates:type_name -> sallyport.control.v1.Certificate
-	10, // 20: sallyport.control.v1.Snapshot.generation:type_name -> sallyport.control.v1.Generation
-	11, // 21: sallyport.control.v1.Snapshot.bundle:type_name -> sallyport.control.v1.TrustBundle
-	12, // 22: sallyport.control.v1.Snapshot.revocations:type_name -> sallyport.control.v1.Revocation
-	29, // 23: sallyport.control.v1.Snapshot.revocation_list:type_name -> sallyport.control.v1.RevocationList
-	31, // 24: sallyport.control.v1.Snapshot.listener:type_name -> sallyport.control.v1.OutsideCertificate
-	15, // 25: sallyport.control.v1.Snapshot.proxy:type_name -> sallyport.control.v1.ProxyPart
-	19, // 26: sallyport.control.v1.Snapshot.gateway:type_name -> sallyport.control.v1.GatewayPart
-	10, // 27: sallyport.control.v1.SnapshotAck.generation:type_name -> sallyport.control.v1.Generation
-	17, // 28: sallyport.control.v1.ProxyPart.api_keys:type_name -> sallyport.control.v1.APIKey
-	18, // 29: sallyport.control.v1.ProxyPart.services:type_name -> sallyport.control.v1.Service
-	16, // 30: sallyport.control.v1.ProxyPart.issuers:type_name -> sallyport.control.v1.IssuerKeys
-	20, // 31: sallyport.control.v1.GatewayPart.services:type_name -> sallyport.control.v1.ServiceVerdict
-	21, // 32: sallyport.control.v1.GatewayPart.methods:type_name -> sallyport.control.v1.MethodRule
-	23, // 33: sallyport.control.v1.Announcement.services:type_name -> sallyport.control.v1.AnnouncedService
-	24, // 34: sallyport.control.v1.Announcement.upstreams:type_name -> sallyport.control.v1.UpstreamState
-	0,  // 35: sallyport.control.v1.CertificateRequest.purpose:type_name -> sallyport.control.v1.CertificateRequest.Purpose
-	3,  // 36: sallyport.control.v1.CertificateResponse.refusal:type_name -> sallyport.control.v1.Refusal
-	28, // 37: sallyport.control.v1.DenialReport.denials:type_name -> sallyport.control.v1.Denial
-	1,  // 38: sallyport.control.v1.Control.Session:input_type -> sallyport.control.v1.Frame
-	1,  // 39: sallyport.control.v1.Control.Session:output_type -> sallyport.control.v1.Frame
-	39, // [39:40] is the sub-list for method output_type
-	38, // [38:39] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	11, // 15: sallyport.control.v1.Hello.held:type_name -> sallyport.control.v1.Generation
+	31, // 16: sallyport.control.v1.Hello.revocations_held:type_name -> sallyport.control.v1.RevocationListHead
+	33, // 17: sallyport.control.v1.Hello.certificates:type_name -> sallyport.control.v1.Certificate
+	6,  // 18: sallyport.control.v1.Hello.port:type_name -> sallyport.control.v1.PortReport
+	5,  // 19: sallyport.control.v1.Hello.entrances:type_name -> sallyport.control.v1.Entrance
+	33, // 20: sallyport.control.v1.Heartbeat.certificates:type_name -> sallyport.control.v1.Certificate
+	11, // 21: sallyport.control.v1.Snapshot.generation:type_name -> sallyport.control.v1.Generation
+	12, // 22: sallyport.control.v1.Snapshot.bundle:type_name -> sallyport.control.v1.TrustBundle
+	13, // 23: sallyport.control.v1.Snapshot.revocations:type_name -> sallyport.control.v1.Revocation
+	30, // 24: sallyport.control.v1.Snapshot.revocation_list:type_name -> sallyport.control.v1.RevocationList
+	32, // 25: sallyport.control.v1.Snapshot.listener:type_name -> sallyport.control.v1.OutsideCertificate
+	16, // 26: sallyport.control.v1.Snapshot.proxy:type_name -> sallyport.control.v1.ProxyPart
+	20, // 27: sallyport.control.v1.Snapshot.gateway:type_name -> sallyport.control.v1.GatewayPart
+	11, // 28: sallyport.control.v1.SnapshotAck.generation:type_name -> sallyport.control.v1.Generation
+	18, // 29: sallyport.control.v1.ProxyPart.api_keys:type_name -> sallyport.control.v1.APIKey
+	19, // 30: sallyport.control.v1.ProxyPart.services:type_name -> sallyport.control.v1.Service
+	17, // 31: sallyport.control.v1.ProxyPart.issuers:type_name -> sallyport.control.v1.IssuerKeys
+	21, // 32: sallyport.control.v1.GatewayPart.services:type_name -> sallyport.control.v1.ServiceVerdict
+	22, // 33: sallyport.control.v1.GatewayPart.methods:type_name -> sallyport.control.v1.MethodRule
+	24, // 34: sallyport.control.v1.Announcement.services:type_name -> sallyport.control.v1.AnnouncedService
+	25, // 35: sallyport.control.v1.Announcement.upstreams:type_name -> sallyport.control.v1.UpstreamState
+	0,  // 36: sallyport.control.v1.CertificateRequest.purpose:type_name -> sallyport.control.v1.CertificateRequest.Purpose
+	3,  // 37: sallyport.control.v1.CertificateResponse.refusal:type_name -> sallyport.control.v1.Refusal
+	29, // 38: sallyport.control.v1.DenialReport.denials:type_name -> sallyport.control.v1.Denial
+	1,  // 39: sallyport.control.v1.Control.Session:input_type -> sallyport.control.v1.Frame
+	1,  // 40: sallyport.control.v1.Control.Session:output_type -> sallyport.control.v1.Frame
+	40, // [40:41] is the sub-list for method output_type
+	39, // [39:40] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_roles_control_session_proto_init() }
@@ -2797,7 +2868,7 @@ func file_roles_control_session_proto_init() {
 		(*Frame_Refusal)(nil),
 		(*Frame_RenewNow)(nil),
 	}
-	file_roles_control_session_proto_msgTypes[12].OneofWrappers = []any{
+	file_roles_control_session_proto_msgTypes[13].OneofWrappers = []any{
 		(*Snapshot_Proxy)(nil),
 		(*Snapshot_Gateway)(nil),
 	}
@@ -2807,7 +2878,7 @@ func file_roles_control_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_roles_control_session_proto_rawDesc), len(file_roles_control_session_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   33,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

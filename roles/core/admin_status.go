@@ -111,7 +111,7 @@ func (a *admin) componentRow(r store.ComponentRecord) *control.Component {
 	row.Detail = m.detail
 	row.Generation = m.snapshot.GetGeneration().GetGeneration()
 	m.mu.Unlock()
-	row.CallsInFlight = uint32(max(m.links.InFlight(), 0))
+	row.CallsInFlight = uint32(max(m.links.InFlight()+m.calling.InFlight(), 0))
 	row.AcknowledgedGeneration, row.AcknowledgedRevocations = m.acknowledged.Load(), m.enforces.Load()
 	if announced != nil {
 		for _, u := range announced.upstreams {
@@ -132,6 +132,7 @@ func (a *admin) componentRow(r store.ComponentRecord) *control.Component {
 	row.State = "connected"
 	row.Version = clean(session.Hello.GetVersion())
 	row.ObservedAddress = addressOf(session.Peer.Remote)
+	row.Entrances = entrancesOf(session.Hello)
 	row.RttNano, row.ClockOffsetNano = int64(state.RTT), int64(state.ClockOffset)
 	if !state.LastSeen.IsZero() {
 		row.LastSeenUnix = state.LastSeen.Unix()

@@ -29,7 +29,8 @@
 // what the proxy says of the caller, decides again, writes the sallyport-*
 // headers anew and passes the call to the gateway with the fewest calls in
 // flight among those whose upstream answers. A gateway that hands the call
-// back untouched costs the caller nothing: another one is tried.
+// back untouched costs the caller nothing: another one is tried. Apps beside a
+// gateway call in the same way, through it (eastwest.go).
 //
 // # Certificates
 //
@@ -146,6 +147,8 @@ type core struct {
 	budget  *relay.Budget // nil: relay.DefaultBudget
 	relayed *relay.Metrics
 	running sync.WaitGroup // relay connections with gateways
+
+	draining atomic.Bool
 }
 
 // Run is a core from start to end: it returns when ctx is cancelled and the
@@ -270,7 +273,7 @@ func (c *core) run(ctx context.Context, d Deps, listener, socket net.Listener) e
 	hs := health.NewServer()
 	hs.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
 	port := &link.Port{Self: c.self, Log: c.log, Expect: pki.RoleGateway, JoinKey: c.joinKey, Admit: c.peers.admit, Check: c.check, Recover: c.registrar.ServeRecover, Health: hs,
-		Handlers: map[string]link.Handler{link.ALPNJoin: c.serveJoin, link.ALPNControl: c.serveControl, link.ALPNRelay: c.serveRelay}}
+		Handlers: map[string]link.Handler{link.ALPNJoin: c.serveJoin, link.ALPNControl: c.serveControl, link.ALPNRelay: c.serveRelay, link.ALPNCall: c.serveCalls}}
 	if c.outside != nil {
 		port.Outside = c.outside.Certificate
 		group.Go(func() error { return c.outside.Run(hard) })
@@ -331,8 +334,12 @@ var errShutdown = errors.New("core is shutting down")
 
 // drain takes no new calls and waits for those in flight.
 func (c *core) drain() {
+	c.draining.Store(true)
 	for _, p := range c.registry.list(pki.RoleProxy) {
 		p.links.Drain()
+	}
+	for _, g := range c.registry.list(pki.RoleGateway) {
+		g.calling.Drain()
 	}
 	deadline := time.NewTimer(c.set.DrainTimeout)
 	defer deadline.Stop()
@@ -344,6 +351,9 @@ func (c *core) drain() {
 			c.log.Warn("calls did not end within the drain time and are ended", "calls", c.router.calls.InFlight(), "drain_timeout", c.set.DrainTimeout)
 			for _, p := range c.registry.list(pki.RoleProxy) {
 				p.links.Close(errShutdown)
+			}
+			for _, g := range c.registry.list(pki.RoleGateway) {
+				g.calling.Close(errShutdown)
 			}
 			return
 		case <-tick.C:

@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"sallyport/acme/pki"
 	"sallyport/roles/policy"
 	"sallyport/roles/policy/token"
 	"sallyport/roles/relay"
@@ -17,15 +18,43 @@ type verdict struct {
 	policy.Decision
 	caller policy.Caller
 	denied string // who is counted for a refusal: the identity, or where a stranger came from
-	source string // where the call came from, by the proxy's word
+	source string // who is limited as the source of the call: an address by the proxy's word, or the gateway
 	newer  string // the issuer whose newer keys might change it
 }
 
-// judge decides about a call that came from a proxy. Nothing that the proxy
-// decided counts: credentials that core can verify, it verifies; the proxy's
-// word about a client certificate is passed to the policy as the proxy's word.
-func (r *ruling) judge(path string, header []relay.Field, proxy string, now time.Time) verdict {
-	var authorization, claim, source string
+// neighbour is the component that a call came from, as its link proves it.
+type neighbour struct {
+	role pki.Role
+	name string // as grants name it: an instance of a reusable gateway has the name of that
+	id   string // its identity, likewise
+	link string // its own name, which of an instance is another one
+}
+
+// claimed is the caller of whom the neighbour says that he has a certificate.
+func (n *neighbour) claimed(c policy.Claim) policy.Caller {
+	if n.role == pki.RoleGateway {
+		return c.CallerViaGateway(n.name)
+	}
+	return c.CallerVia(n.name)
+}
+
+// stranger is who is counted for a caller without a name. Apps beside a gateway
+// are on one host with it, or in one network: it answers for them.
+func (n *neighbour) stranger(source string) string {
+	if n.role == pki.RoleGateway {
+		return "gateway " + n.name
+	}
+	return prefix(source)
+}
+
+// judge decides about a call that came from a proxy or a gateway. Nothing that
+// the neighbour decided counts: credentials that core can verify, it verifies;
+// its word about a client certificate is passed to the policy as its word. A
+// gateway, whose own identity is proven, may call by itself: it says so with the
+// label of a listener.
+func (r *ruling) judge(path string, header []relay.Field, from *neighbour, now time.Time) verdict {
+	var authorization, claim, source, listener string
+	own := false
 	for _, f := range header {
 		switch f.Name {
 		case "authorization":
@@ -34,6 +63,8 @@ func (r *ruling) judge(path string, header []relay.Field, proxy string, now time
 			claim = f.Value
 		case relay.HeaderSource:
 			source = f.Value
+		case relay.HeaderListener:
+			listener, own = f.Value, from.role == pki.RoleGateway
 		}
 	}
 	var v verdict
@@ -41,7 +72,7 @@ func (r *ruling) judge(path string, header []relay.Field, proxy string, now time
 		caller, refusal := token.Authenticate(r.keys, r.tokens, authorization, now)
 		if refusal != nil {
 			v.Decision = policy.Decision{Code: codes.Unauthenticated, Reason: refusal.Code, Message: refusal.Message}
-			v.denied, v.newer = prefix(source), refusal.Unknown
+			v.denied, v.newer = from.stranger(source), refusal.Unknown
 			return v
 		}
 		v.caller = caller
@@ -49,16 +80,28 @@ func (r *ruling) judge(path string, header []relay.Field, proxy string, now time
 		c, err := policy.ParseClaim(claim)
 		if err != nil {
 			v.Decision = policy.Decision{Code: codes.Unauthenticated, Reason: "claim_unreadable", Message: "the client certificate cannot be judged"}
-			v.denied = prefix(source)
+			v.denied = from.stranger(source)
 			return v
 		}
-		v.caller = c.CallerVia(proxy)
+		v.caller = from.claimed(c)
+	} else if own {
+		if listener != "" && !policy.ListenerLabel(listener) {
+			v.Decision = policy.Decision{Code: codes.Unauthenticated, Reason: "claim_unreadable", Message: "the gateway's listener cannot be judged"}
+			v.denied = from.stranger(source)
+			return v
+		}
+		v.caller = policy.CallerGateway(from.id, listener)
 	}
 	v.Decision = r.policy.Decide(path, v.caller)
-	v.source = source
+	if v.source = source; from.role == pki.RoleGateway {
+		v.source = from.stranger(source)
+	}
 	if !v.Allowed {
-		if v.denied = v.caller.Name(); v.denied == "" {
-			v.denied = prefix(source)
+		switch v.denied = v.caller.Name(); {
+		case v.caller.Kind == policy.Gateway:
+			v.denied = policy.PercentEncode(v.caller.ID) // labels are the gateway's own choice, and many at will
+		case v.denied == "":
+			v.denied = from.stranger(source)
 		}
 	}
 	return v
@@ -66,8 +109,11 @@ func (r *ruling) judge(path string, header []relay.Field, proxy string, now time
 
 // party is whose limits count: the caller's, or the source's of a stranger.
 func (v *verdict) party() string {
-	if v.caller.Kind == policy.Anonymous {
+	switch v.caller.Kind {
+	case policy.Anonymous:
 		return policy.SourceOf(v.source)
+	case policy.Gateway:
+		return v.caller.ID // whatever it says of its listeners
 	}
 	return v.caller.Name()
 }

@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"sallyport/acme/pki"
 	"sallyport/roles/policy"
 	"sallyport/roles/relay"
 )
@@ -93,7 +94,7 @@ func TestJudge(t *testing.T) {
 		{"what core would say", "/a.v1.S/Get", "dmz1", []relay.Field{{Name: relay.HeaderCaller, Value: "spiffe://test.internal/client/billing"}}, codes.Unauthenticated, "unknown"},
 		{"a method that is not there", "/a.v1.S/Nope", "dmz1", []relay.Field{billing}, codes.PermissionDenied, "spiffe://test.internal/client/billing"},
 	} {
-		v := r.judge(c.path, c.header, c.proxy, time.Now())
+		v := r.judge(c.path, c.header, &neighbour{role: pki.RoleProxy, name: c.proxy, link: c.proxy}, time.Now())
 		if v.Allowed != (c.code == codes.OK) || !v.Allowed && v.Code != c.code || v.denied != c.denied {
 			t.Errorf("%s: allowed %v, %v, counted for %q; want %v, %q", c.what, v.Allowed, v.Code, v.denied, c.code, c.denied)
 		}
@@ -109,9 +110,10 @@ func BenchmarkJudgeAndWriteHeaders(b *testing.B) {
 		{Name: relay.HeaderRequestID, Value: "0123456789abcdef"}, {Name: relay.HeaderSource, Value: "192.0.2.9"},
 		{Name: relay.HeaderClientCert, Value: policy.EncodeClaim(policy.Claim{ID: "spiffe://test.internal/client/billing"})}}
 	now := time.Now()
+	from := &neighbour{role: pki.RoleProxy, name: "dmz1", link: "dmz1"}
 	b.ReportAllocs()
 	for b.Loop() {
-		v := r.judge("/a.v1.S/Get", header, "dmz1", now)
+		v := r.judge("/a.v1.S/Get", header, from, now)
 		if !v.Allowed {
 			b.Fatal("not allowed")
 		}

@@ -35,7 +35,7 @@ func (c *core) serveRelay(ctx context.Context, conn *link.Conn) {
 	}
 	l := relay.NewClient(conn.Conn, &relay.Options{Limits: relay.LinkLimits(), Metrics: c.relayed, Budget: c.budget, Log: c.log, Hop: "core", Remote: "link to gateway " + g.name})
 	l.SetPeer(g)
-	if !g.add(l, conn) {
+	if !g.add(l, conn, &g.links) {
 		c.log.Warn("relay link was closed: its control session ended, or the gateway has too many", "gateway", g.name, "address", conn.Peer.Remote, "links", g.links.Len())
 		return
 	}

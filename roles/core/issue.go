@@ -74,6 +74,11 @@ func (c *core) certificate(ctx context.Context, s *link.Session, r *control.Cert
 		request.ID = pki.ID{TrustDomain: ca.TrustDomain(), Role: pki.RoleService, Name: record.Name}
 		request.Client = true
 		holder += ": export"
+	case role == pki.RoleGateway && purpose == control.CertificateRequest_PURPOSE_ENTRANCE:
+		for _, name := range record.CertNames {
+			request.DNS, request.IPs = addHost(request.DNS, request.IPs, net.JoinHostPort(name, "0"))
+		}
+		holder += ": entrance"
 	default:
 		return nil, &pki.Refusal{Code: "purpose_unknown", Cause: fmt.Sprintf("core does not give a %s certificates for that purpose (%s)", role, purpose),
 			Remedy: "bring both components to the same version"}

@@ -67,7 +67,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	for _, m := range c.core.registry.list("") {
 		role := string(m.role)
 		gauge(c.links, float64(m.links.Len()), role, m.name)
-		gauge(c.inFlight, float64(m.links.InFlight()), role, m.name)
+		gauge(c.inFlight, float64(m.links.InFlight()+m.calling.InFlight()), role, m.name)
 		s := m.current()
 		if s == nil {
 			gauge(c.connected, 0, role, m.name)

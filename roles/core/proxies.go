@@ -312,8 +312,8 @@ func (p *proxies) relay(ctx context.Context, m *component, spec proxySpec, drain
 		return refusal
 	}
 	l := relay.NewServer(conn.Conn, &relay.Options{Limits: relay.LinkLimits(), Metrics: p.core.relayed, Budget: p.core.budget, Log: p.log, Hop: "core", Remote: "link to proxy " + m.name}, p.core.router)
-	l.SetPeer(m)
-	if !m.add(l, conn) {
+	l.SetPeer(&neighbour{role: m.role, name: m.name, id: conn.Peer.ID.String(), link: m.name})
+	if !m.add(l, conn, &m.links) {
 		return errors.New("the control session ended")
 	}
 	defer m.forget(l)

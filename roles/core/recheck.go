@@ -79,7 +79,7 @@ func (l *livePassages) suspects(shard int, now time.Time, g *grounds) []*passage
 // check judges one open call again.
 func (r *router) check(p *passage, now time.Time) {
 	current := r.ruling.Load()
-	v := current.judge(p.call.Path(), p.call.Header(), p.proxy, now)
+	v := current.judge(p.call.Path(), p.call.Header(), p.from, now)
 	if v.Allowed {
 		p.judged.Store(current.grounds)
 		return

@@ -114,6 +114,7 @@ type component struct {
 
 	// Every call reads these.
 	links        relay.Pool    // towards a gateway, from a proxy
+	calling      relay.Pool    // from a gateway: what its apps call, see eastwest.go
 	connected    atomic.Bool   // a control session is up
 	acknowledged atomic.Uint64 // generation in force at its end, of this core's epoch
 	enforces     atomic.Uint64 // the newest revocation in force at its end, of this core's list
@@ -163,7 +164,7 @@ func (c *component) begin(s *link.Session) bool {
 	c.connected.Store(true)
 	c.mu.Unlock()
 	if other {
-		c.links.Close(errSuperseded(c.key))
+		c.close(errSuperseded(c.key))
 	}
 	return true
 }
@@ -185,15 +186,16 @@ func (c *component) end(s *link.Session, cause string) bool {
 // and a second while one replaces the other.
 const maxLinks = 16
 
-// add takes a relay link of the session that is current. It is false when
-// there is none, or when there are too many links.
-func (c *component) add(l *relay.Conn, conn *link.Conn) bool {
+// add takes a relay link of the session that is current, into one of the
+// component's pools. It is false when there is no session, or when there are too
+// many links.
+func (c *component) add(l *relay.Conn, conn *link.Conn, pool *relay.Pool) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.removed || c.session == nil || c.links.Len() >= maxLinks {
+	if c.removed || c.session == nil || pool.Len() >= maxLinks {
 		return false
 	}
-	c.links.Add(l)
+	pool.Add(l)
 	if c.conns == nil {
 		c.conns = map[*relay.Conn]*link.Conn{}
 	}
@@ -207,6 +209,13 @@ func (c *component) forget(l *relay.Conn) {
 	delete(c.conns, l)
 	c.mu.Unlock()
 	c.links.Remove(l)
+	c.calling.Remove(l)
+}
+
+// close ends all links, and the calls on them.
+func (c *component) close(why error) {
+	c.links.Close(why)
+	c.calling.Close(why)
 }
 
 // replace asks those who keep the component's links to replace them.
@@ -266,7 +275,7 @@ func (c *component) cut(why *pki.Refusal) {
 	if s != nil {
 		s.Close(why)
 	}
-	c.links.Close(errCut(c.key, why))
+	c.close(errCut(c.key, why))
 }
 
 // explain sets why the component is not connected.

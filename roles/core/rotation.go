@@ -306,7 +306,7 @@ func (r *rotation) disown() {
 			s.Close(why)
 			m.end(s, why.Cause)
 		}
-		m.links.Close(errCut(m.key, why))
+		m.close(errCut(m.key, why))
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"sallyport/acme/pki"
 	"sallyport/roles/link"
 	"sallyport/roles/policy"
 	"sallyport/roles/relay"
@@ -22,15 +23,15 @@ const (
 	maxWaiting = 4096        // calls that may wait at a time
 )
 
-// router takes the calls that proxies pass on, decides about each and gives it
-// to a gateway.
+// router takes the calls that proxies and gateways pass on, decides about each
+// and gives it to a gateway.
 type router struct {
 	log      *slog.Logger
 	registry *registry
 	denials  *denials
 	calls    *relay.CallMetrics
 	access   *relay.AccessLog
-	shares   *relay.Shares // of the memory that calls hold, by the source that a proxy names
+	shares   *relay.Shares // of the memory that calls hold, by the source that a proxy names, and by gateway
 	ruling   atomic.Pointer[ruling]
 	now      func() time.Time
 	wait     time.Duration
@@ -49,20 +50,24 @@ type router struct {
 	stopped    <-chan struct{}
 }
 
-// ServeCall implements relay.Handler. The connection's peer is the proxy.
+// ServeCall implements relay.Handler. The connection's peer is the neighbour that
+// it came from.
 func (r *router) ServeCall(call *relay.Call) {
-	proxy, ok := call.Peer().(*component)
+	from, ok := call.Peer().(*neighbour)
 	if !ok {
 		call.Reject(codes.Internal, "core: a call came from nowhere")
 		return
 	}
 	r.calls.Begin()
-	p := &passage{router: r, call: call, proxy: proxy.name, shard: r.live.pick()}
+	p := &passage{router: r, call: call, from: from, shard: r.live.pick()}
 	p.record = relay.CallRecord{Method: call.Path(), RequestID: call.Get(relay.HeaderRequestID), Source: clean(call.Get(relay.HeaderSource))}
 	if !relay.ValidRequestID(p.record.RequestID) {
 		p.record.RequestID = relay.NewRequestID()
 	}
-	p.holder = holderOf(p.record.Source, proxy.name)
+	p.holder = holderOf(p.record.Source, from)
+	if from.role == pki.RoleGateway {
+		p.record.Source = strings.TrimSpace("gateway " + from.link + " " + p.record.Source)
+	}
 	room := call.Charge(r.shares.Take(p.holder))
 	call.OnDone(p.done)
 	r.live.add(p)
@@ -98,12 +103,13 @@ func (p *passage) decideNow(final bool) answer {
 }
 
 // holderOf is whose share of memory a call has: its source's, as a proxy says,
-// so that one who hoards does so at nobody else's expense.
-func holderOf(source, proxy string) string {
-	if a, err := netip.ParseAddr(source); err == nil {
+// so that one who hoards does so at nobody else's expense. The apps beside a
+// gateway share one.
+func holderOf(source string, from *neighbour) string {
+	if a, err := netip.ParseAddr(source); err == nil && from.role != pki.RoleGateway {
 		return link.SourcePrefix(a).String()
 	}
-	return "proxy " + proxy
+	return string(from.role) + " " + from.name
 }
 
 // passage is one call on its way through core. One goroutine at a time has it,
@@ -111,7 +117,7 @@ func holderOf(source, proxy string) string {
 type passage struct {
 	router *router
 	call   *relay.Call
-	proxy  string
+	from   *neighbour
 
 	holder  string // whose share of memory the call has
 	shard   uint32 // of livePassages
@@ -151,7 +157,7 @@ const (
 // that are being fetched may change that, it rejects it only if final is set.
 func (p *passage) decide(r *ruling, final bool) answer {
 	now := p.router.now()
-	v := r.judge(p.call.Path(), p.call.Header(), p.proxy, now)
+	v := r.judge(p.call.Path(), p.call.Header(), p.from, now)
 	if !v.Allowed && v.newer != "" && !final {
 		if p.fetched = p.router.newer(v.newer); p.fetched != nil {
 			return later
@@ -213,7 +219,8 @@ const (
 )
 
 // try gives the call to the gateway with the fewest calls in flight among
-// those that serve, have acknowledged the ruling, and did not hand it back.
+// those that serve, have acknowledged the ruling, and did not hand it back. A
+// call that came from a gateway goes back to it only when no other can take it.
 func (p *passage) try(name string) result {
 	s := p.ruling.find(name)
 	if s == nil {
@@ -224,7 +231,7 @@ func (p *passage) try(name string) result {
 		var best *target
 		var bestConn *relay.Conn
 		least := 0
-		soon := false
+		soon, bestIsBack := false, false
 		for i := range s.targets {
 			t := &s.targets[(first+i)%len(s.targets)]
 			if t.known && !t.serving || !t.gateway.connected.Load() {
@@ -242,8 +249,9 @@ func (p *passage) try(name string) result {
 			case p.refusedOn(conn):
 				continue
 			}
-			if n := t.gateway.links.InFlight(); best == nil || n < least {
-				best, bestConn, least = t, conn, n
+			back := p.from.role == pki.RoleGateway && t.gateway.name == p.from.link
+			if n := t.gateway.links.InFlight(); best == nil || bestIsBack || n < least && !back {
+				best, bestConn, least, bestIsBack = t, conn, n, back
 			}
 		}
 		if best == nil {

@@ -235,7 +235,12 @@ func (l *links) open() []*relay.Conn {
 // drain ends all links without losing a call; calls that are still open after
 // the time given end with UNAVAILABLE.
 func (l *links) drain(within time.Duration, log *slog.Logger) {
-	open := l.open()
+	drainConns(l.open(), within, log)
+}
+
+// drainConns ends connections on which calls come, without losing one; calls that
+// are still open after the time given end with UNAVAILABLE.
+func drainConns(open []*relay.Conn, within time.Duration, log *slog.Logger) {
 	for _, c := range open {
 		c.Drain()
 	}

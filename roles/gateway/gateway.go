@@ -13,6 +13,13 @@
 // raise. So a core that was taken over cannot call more through a gateway than
 // the gateway's owner wrote down.
 //
+// # East-west
+//
+// With --listen, apps beside it call services behind other gateways: the gateway
+// dials core once more for them, on sallyport-call/1, and core decides about what
+// they call as about any caller's. Apps that show no credentials are the gateway
+// itself to the policy.
+//
 // # Working on alone
 //
 // What core last said is kept in gateway.db and used until core says
@@ -85,6 +92,8 @@ type gateway struct {
 	renewals  atomic.Uint32 // times core was dialled to recover the identity
 	export    *exporter     // nil: nothing is exported
 	links     links
+	entrances *entrances // nil: apps beside this gateway do not call through it
+	calling   relay.Pool // links on which their calls go
 	stopping  atomic.Bool
 	telling   sync.Mutex // serialises tellReady
 
@@ -117,6 +126,12 @@ func Run(ctx context.Context, s configs.Gateway, d Deps) error {
 	g.name, g.hop = id.Name, "gateway "+id.Name
 	if err := g.snapshots.Restore(); err != nil {
 		return err
+	}
+	if g.entrances, err = g.openEntrances(); err != nil {
+		return err
+	}
+	if g.entrances != nil {
+		defer g.entrances.close()
 	}
 	if d.Started != nil {
 		d.Started(Info{Name: g.name, Core: g.coreAddresses()[0]})
@@ -164,7 +179,7 @@ func open(s configs.Gateway, d Deps) (*gateway, *pki.Token, error) {
 	g.end = &link.ComponentEnd{
 		Hello: func() *control.Hello {
 			return &control.Hello{Version: d.Version, Instance: g.instance, Held: g.snapshots.Held(), StartedUnix: g.started.Unix(),
-				RevocationsHeld: g.self.RevocationsHead()}
+				RevocationsHeld: g.self.RevocationsHead(), Entrances: g.entrances.tell()}
 		},
 		Apply:         g.snapshots.Apply,
 		Welcomed:      func(conn *link.Conn, _ *control.Welcome) { g.links.welcome(conn) },
@@ -266,6 +281,9 @@ func (g *gateway) prepare(s *control.Snapshot) (func(), error) {
 			default:
 			}
 		}
+		if g.entrances != nil {
+			g.entrances.changed()
+		}
 		g.tellReady()
 	}, nil
 }
@@ -295,13 +313,21 @@ func (g *gateway) run(ctx context.Context) error {
 	}
 	g.goroutines.Go(func() { g.keepSession(work) })
 	g.goroutines.Go(func() { _ = g.renewer.Run(work) }) // nil: work has ended
-	relaying := make(chan struct{})
-	g.goroutines.Go(func() { defer close(relaying); g.keepRelay(ctx, work) })
+	var linking, draining sync.WaitGroup
+	linking.Go(func() { g.keepRelay(ctx, work) })
+	if g.entrances != nil {
+		linking.Go(func() { g.keepCalling(ctx, work) })
+		g.goroutines.Go(func() { g.entrances.run(ctx, work) })
+	}
 
 	<-ctx.Done()
 	g.stopping.Store(true)
 	g.tellReady()
-	<-relaying // no new link from here on
+	if g.entrances != nil {
+		draining.Go(func() { g.entrances.drain(g.settings.DrainTimeout) })
+	}
+	linking.Wait() // no new link from here on
 	g.links.drain(g.settings.DrainTimeout, g.log)
+	draining.Wait()
 	return nil
 }

@@ -26,5 +26,10 @@ func (g *gateway) reports() []*control.Certificate {
 			list = append(list, c)
 		}
 	}
+	if g.entrances != nil && g.entrances.pair != nil {
+		if c := g.entrances.pair.report(); c != nil {
+			list = append(list, c)
+		}
+	}
 	return list
 }

@@ -12,7 +12,7 @@ const maxClaim = 8 << 10
 // ErrClaim is a claim that no component of ours writes.
 var ErrClaim = errors.New("malformed claim about a client certificate")
 
-// Claim is what a proxy says of a client certificate that it verified. It is
+// Claim is what a proxy, or a gateway, says of a client certificate that it verified. It is
 // written as
 //
 //	ID            identity under the embedded CA
@@ -75,6 +75,20 @@ func (c Claim) check() error {
 func (c Claim) CallerVia(proxy string) Caller {
 	return Caller{Kind: Certificate, ID: c.ID, ClientCA: c.ClientCA, ViaProxy: proxy}
 }
+
+// CallerViaGateway is the caller a claim names, on the word of a gateway.
+func (c Claim) CallerViaGateway(gateway string) Caller {
+	return Caller{Kind: Certificate, ID: c.ID, ClientCA: c.ClientCA, ViaGateway: gateway}
+}
+
+// CallerGateway is a gateway that calls by itself, for an app that came to one of
+// its listeners. id is what its link proved.
+func CallerGateway(id, listener string) Caller {
+	return Caller{Kind: Gateway, ID: id, Listener: listener}
+}
+
+// ListenerLabel says whether s can be the label of a listener.
+func ListenerLabel(s string) bool { return label(s) }
 
 const hexDigits = "0123456789ABCDEF"
 

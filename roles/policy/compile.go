@@ -136,8 +136,12 @@ func (p *Policy) hold(number func(string) int) {
 	for _, g := range p.grants {
 		h := p.holders[g.key]
 		if h == nil {
-			h = &holder{proxies: map[string]*holding{}, gateways: map[string]*holding{}}
+			h = &holder{proxies: map[string]*holding{}, gateways: map[string]*holding{}, listeners: map[string]*holding{}}
 			p.holders[g.key] = h
+		}
+		if g.listener != "" {
+			h.listeners[g.listener] = extend(h.listeners[g.listener], g)
+			continue
 		}
 		if g.key.kind != Certificate {
 			h.direct = extend(h.direct, g)
@@ -150,8 +154,15 @@ func (p *Policy) hold(number func(string) int) {
 			h.gateways[name] = extend(h.gateways[name], g)
 		}
 	}
+	for _, g := range p.grants { // what needs no listener holds by each
+		if h := p.holders[g.key]; g.key.kind == Gateway && g.listener == "" {
+			for label, one := range h.listeners {
+				h.listeners[label] = extend(one, g)
+			}
+		}
+	}
 	for _, h := range p.holders {
-		for _, list := range []map[string]*holding{{"": h.direct}, h.proxies, h.gateways} {
+		for _, list := range []map[string]*holding{{"": h.direct}, h.proxies, h.gateways, h.listeners} {
 			for _, one := range list {
 				if one != nil {
 					sort.Strings(one.permissions)

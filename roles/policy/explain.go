@@ -41,7 +41,7 @@ func (p *Policy) Explain(path string, c Caller) Explanation {
 	anywhere := c.Kind == Certificate && c.ViaProxy == "" && c.ViaGateway == ""
 	var holds []string
 	for _, g := range p.grants {
-		if g.key != key {
+		if g.key != key || g.listener != "" && g.listener != c.Listener {
 			continue
 		}
 		if anywhere && len(g.viaProxy)+len(g.viaGateway) > 0 {
@@ -75,10 +75,12 @@ func (p *Policy) Explain(path string, c Caller) Explanation {
 }
 
 // ParseCaller reads a caller as an operator writes one: spiffe://…, cn:NAME
-// with the CA whose names these are, apikey:NAME, ISSUER#SUBJECT or anonymous; via is
+// with the CA whose names these are, apikey:NAME, ISSUER#SUBJECT or anonymous; a
+// gateway's may end in ;listener=LABEL; via is
 // proxy:NAME, gateway:NAME or empty.
 func ParseCaller(caller, clientCA, via string) (Caller, error) {
 	c := Caller{}
+	caller, listener, listened := strings.Cut(caller, ";listener=")
 	if name, ok := strings.CutPrefix(caller, "apikey:"); ok && plain(name) {
 		c = Caller{Kind: APIKey, ID: caller}
 	} else if caller != "anonymous" && caller != "" {
@@ -87,6 +89,12 @@ func ParseCaller(caller, clientCA, via string) (Caller, error) {
 			return c, err
 		}
 		c = Caller{Kind: key.kind, ID: key.id, ClientCA: key.clientCA}
+	}
+	if listened {
+		if c.Kind != Gateway || !label(listener) {
+			return c, fmt.Errorf("%q names a listener and no gateway's; write spiffe://TRUST-DOMAIN/gateway/NAME;listener=LABEL", caller)
+		}
+		c.Listener = listener
 	}
 	role, name, _ := strings.Cut(via, ":")
 	switch {

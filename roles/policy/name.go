@@ -9,8 +9,16 @@ import "strings"
 //	spiffe://example.org/client/billing
 //	cn:grpc-client;ca=partner
 //
+// and of a gateway that called for an app, with the label of the entrance if that
+// has one:
+//
+//	spiffe://example.org/gateway/shop;listener=batch
+//
 // An identity has no semicolon of its own in this form. Empty for a stranger.
 func (c Caller) Name() string {
+	if c.Listener != "" && c.ID != "" {
+		return PercentEncode(c.ID) + ";listener=" + PercentEncode(c.Listener)
+	}
 	if c.ID == "" || c.ClientCA == "" {
 		return PercentEncode(c.ID)
 	}

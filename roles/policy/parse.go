@@ -197,7 +197,7 @@ func (f *file) method(at configs.Position, t *configs.Table) {
 // grant reads one [[grant]].
 func (f *file) grant(at configs.Position, t *configs.Table) {
 	g := &grant{line: at.Line}
-	f.keys("[[grant]]", t, "caller", "apikey", "client_ca", "permissions", "via_proxy", "via_gateway")
+	f.keys("[[grant]]", t, "caller", "apikey", "client_ca", "permissions", "via_proxy", "via_gateway", "listener")
 	caller, key, ca := f.text(t, "caller"), f.text(t, "apikey"), f.text(t, "client_ca")
 	if ca != nil && !label(ca.Text) {
 		f.bad(ca.Pos, fmt.Sprintf("%q is no name of a client CA", ca.Text), "write lower-case letters, digits and -")
@@ -235,6 +235,17 @@ func (f *file) grant(at configs.Position, t *configs.Table) {
 		}
 	}
 	g.viaProxy, g.viaGateway = f.via(t, "via_proxy", g), f.via(t, "via_gateway", g)
+	if v := f.text(t, "listener"); v != nil {
+		switch {
+		case g.key.kind != Gateway:
+			f.bad(v.KeyPos, "listener names an entrance of a gateway for local apps, and this caller is none", `remove it, or write caller = "spiffe://TRUST-DOMAIN/gateway/NAME"`)
+		case !label(v.Text):
+			f.bad(v.Pos, fmt.Sprintf("%q is no label of a listener", v.Text), "write the LABEL of --listen LABEL=ADDRESS: lower-case letters, digits and -")
+		default:
+			g.listener = v.Text
+			g.name = fmt.Sprintf("%s by %s (line %d)", g.key.id, g.listener, g.line)
+		}
+	}
 	f.p.grants = append(f.p.grants, g)
 }
 

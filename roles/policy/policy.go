@@ -53,6 +53,7 @@ type grant struct {
 	permissions []string
 	viaProxy    []string
 	viaGateway  []string
+	listener    string // of a gateway; empty: all of them
 	name        string // as decisions name it
 	line        int
 }
@@ -66,9 +67,10 @@ type holderKey struct {
 
 // holder is what a caller holds, by the neighbour whose word there is of it.
 type holder struct {
-	direct   *holding            // needs nobody's word
-	proxies  map[string]*holding // by proxy
-	gateways map[string]*holding // by gateway
+	direct    *holding            // needs nobody's word; of a gateway, by any of its listeners
+	proxies   map[string]*holding // by proxy
+	gateways  map[string]*holding // by gateway
+	listeners map[string]*holding // of a gateway: by one of its listeners, what it holds by any included
 }
 
 // holding is permissions and the grants that they come from.
@@ -121,6 +123,7 @@ type Caller struct {
 	ClientCA    string   // the foreign CA that ID belongs to; empty: ours
 	ViaProxy    string   // the proxy that saw the certificate
 	ViaGateway  string   // the gateway that saw the certificate
+	Listener    string   // of a Gateway: the label of the entrance by which the call came; empty: it has none
 	Permissions []string // what a verified token grants by itself, sorted, within its issuer's may_grant
 
 	Expires time.Time // when the key or token that proved it ends; zero: not by itself
@@ -156,6 +159,7 @@ const (
 	ReasonNoCredentials = "no_credentials"    // the caller sent none
 	ReasonNoPermission  = "no_permission"     // the caller holds none that the row names
 	ReasonNotBelieved   = "word_not_believed" // the caller has grants, none by the word of this neighbour
+	ReasonListener      = "other_listener"    // the gateway has grants, none for this listener of its
 )
 
 const (
@@ -198,6 +202,8 @@ func (p *Policy) Decide(path string, c Caller) Decision {
 			d.Reason = ReasonClosed
 		case c.Kind == Anonymous:
 			d.Reason = ReasonNoCredentials
+		case known && held == nil && c.Kind == Gateway:
+			d.Reason = ReasonListener
 		case known && held == nil:
 			d.Reason = ReasonNotBelieved
 		default:
@@ -226,6 +232,8 @@ func (p *Policy) holding(c *Caller) (h *holding, known bool) {
 	switch {
 	case !ok:
 		return nil, false
+	case c.Kind == Gateway && of.listeners[c.Listener] != nil:
+		return of.listeners[c.Listener], true
 	case c.Kind != Certificate:
 		return of.direct, true
 	case c.ViaProxy != "":

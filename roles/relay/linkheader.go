@@ -10,8 +10,9 @@ import (
 // hop reads its neighbour's, judges them and writes its own.
 const (
 	HeaderRequestID   = "sallyport-request-id"  // every hop, and back to the caller
-	HeaderClientCert  = "sallyport-client-cert" // proxy to core: what the proxy says of the caller's certificate
+	HeaderClientCert  = "sallyport-client-cert" // proxy or gateway to core: what it says of the caller's certificate
 	HeaderSource      = "sallyport-source"      // proxy to core: the address the call came from; core to gateway: whose share of memory it has
+	HeaderListener    = "sallyport-listener"    // gateway to core: the call is its own, for an app at the entrance of that label
 	HeaderCaller      = "sallyport-caller"      // core to gateway, gateway to upstream
 	HeaderPermissions = "sallyport-permissions" // core to gateway, gateway to upstream; comma separated
 	HeaderTraceparent = "traceparent"           // every hop, as it came

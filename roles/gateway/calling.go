@@ -1,0 +1,71 @@
+package gateway
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	"sallyport/roles/link"
+	"sallyport/roles/relay"
+)
+
+// keepCalling keeps a link on which this gateway brings the calls of its apps to
+// core, until ctx ends. As a relay link it is replaced before its certificate
+// ends, by one that is up; links live in work, because calls outlive ctx.
+func (g *gateway) keepCalling(ctx, work context.Context) {
+	var n atomic.Uint32
+	link.KeepFresh(ctx, g.log, "call link to core", func(ctx context.Context, t *link.Turn) error {
+		if err := g.links.waitWelcome(ctx); err != nil {
+			return err
+		}
+		conn, err := g.dialCore(ctx, link.ALPNCall, n.Add(1)-1)
+		if err != nil {
+			return err
+		}
+		return g.callOn(ctx, work, conn, t)
+	})
+}
+
+// callOn opens calls on one link until it is lost, or a newer one is up.
+func (g *gateway) callOn(ctx, work context.Context, nc *link.Conn, t *link.Turn) error {
+	conn := relay.NewClient(nc, &relay.Options{Limits: relay.LinkLimits(), Metrics: g.frames, Budget: g.deps.Budget, Log: g.log, Hop: g.hop, Remote: "call link to core"})
+	open, closed := context.WithCancel(work)
+	ended := make(chan error, 1)
+	g.goroutines.Go(func() {
+		defer nc.Close()
+		defer closed()
+		ended <- conn.Run(work)
+	})
+	g.goroutines.Go(func() { g.supervise(open, nc, conn, t.Retired()) })
+	t.Use(nc)
+	select {
+	case <-conn.Ready():
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+		return nil
+	}
+	g.calling.Add(conn)
+	if _, err := conn.Ping(ctx); err == nil { // core's end answers, so it takes calls
+		nc.Up()
+	}
+	check := time.NewTicker(linkCheckEvery)
+	defer check.Stop()
+	began, retired := time.Now(), t.Retired()
+	for {
+		select {
+		case err := <-ended:
+			g.calling.Remove(conn)
+			return err
+		case <-ctx.Done():
+			return nil
+		case <-retired:
+			retired = nil
+			conn.Drain()
+		case now := <-check.C:
+			if !conn.Accepting() || now.Sub(began) > linkMaxUse {
+				nc.Replace() // core takes it out of use, or it is old
+			}
+		}
+	}
+}
