@@ -19,6 +19,7 @@ type verdict struct {
 	caller policy.Caller
 	denied string // who is counted for a refusal: the identity, or where a stranger came from
 	source string // who is limited as the source of the call: an address by the proxy's word, or the gateway
+	apps   bool   // source is a gateway
 	newer  string // the issuer whose newer keys might change it
 }
 
@@ -94,7 +95,7 @@ func (r *ruling) judge(path string, header []relay.Field, from *neighbour, now t
 	}
 	v.Decision = r.policy.Decide(path, v.caller)
 	if v.source = source; from.role == pki.RoleGateway {
-		v.source = from.stranger(source)
+		v.source, v.apps = from.stranger(source), true
 	}
 	if !v.Allowed {
 		switch v.denied = v.caller.Name(); {
@@ -111,6 +112,9 @@ func (r *ruling) judge(path string, header []relay.Field, from *neighbour, now t
 func (v *verdict) party() string {
 	switch v.caller.Kind {
 	case policy.Anonymous:
+		if v.apps {
+			return v.source
+		}
 		return policy.SourceOf(v.source)
 	case policy.Gateway:
 		return v.caller.ID // whatever it says of its listeners

@@ -86,3 +86,20 @@ func entrancesOf(h *control.Hello) []string {
 	}
 	return list
 }
+
+// sourced ends a call of a gateway's apps that call too often: to limits per
+// source they are one, whoever they say they are. What comes from proxies was
+// counted there. It says whether the call goes on.
+func (p *passage) sourced() bool {
+	l := p.router.ruling.Load().policy.Limits(p.call.Path())
+	if l == nil {
+		return true
+	}
+	now := p.router.now()
+	who := p.from.stranger("")
+	if wait, ok := p.router.used.Allow(l.CallsPerSource, who, now); !ok {
+		p.call.RejectBy(p.tooOften(l.CallsPerSource, who, wait, now))
+		return false
+	}
+	return true
+}

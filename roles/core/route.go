@@ -79,6 +79,9 @@ func (r *router) ServeCall(call *relay.Call) {
 		call.Reject(codes.ResourceExhausted, "core: no memory is left for another call from this source", p.mark())
 		return
 	}
+	if from.role == pki.RoleGateway && !p.sourced() {
+		return
+	}
 	switch p.decideNow(false) {
 	case yes:
 		p.route()

@@ -6,6 +6,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"sallyport/acme/pki"
 	"sallyport/roles/policy"
 	"sallyport/roles/relay"
 )
@@ -43,21 +44,34 @@ func (p *passage) meter(v *verdict) {
 			return relay.TooLarge("core", size, m.MaxMessage, response, p.mark())
 		}
 	}
+	var counted []limited
 	if v.Limits != nil && v.Limits.MessagesPerCaller != nil {
-		l, who := v.Limits.MessagesPerCaller, v.party()
+		counted = append(counted, limited{v.Limits.MessagesPerCaller, v.party()})
+	}
+	if v.Limits != nil && v.Limits.MessagesPerSource != nil && p.from.role == pki.RoleGateway {
+		counted = append(counted, limited{v.Limits.MessagesPerSource, p.from.stranger("")})
+	}
+	if len(counted) > 0 {
 		m.Message = func() *relay.Rejection {
 			now := p.router.now()
-			wait, ok := p.router.used.Allow(l, who, now)
-			if ok {
-				return nil
+			for _, l := range counted {
+				if wait, ok := p.router.used.Allow(l.row, l.who, now); !ok {
+					no := p.tooOften(l.row, l.who, wait, now)
+					return &no
+				}
 			}
-			no := p.tooOften(l, who, wait, now)
-			return &no
+			return nil
 		}
 	}
 	if m.Large != nil || m.Message != nil {
 		p.call.Meter(m)
 	}
+}
+
+// limited is messages of one party under one row.
+type limited struct {
+	row *policy.Limit
+	who string
 }
 
 // tooOften counts a call of a caller who asks too often, and makes the answer.

@@ -138,6 +138,9 @@ func (e *entrances) towardsCore(c *relay.Call, a *app, id relay.Field, record *r
 	if tokens > 1 {
 		return nil, &denial{codes.Unauthenticated, "many_authorizations", "the call carries more than one authorization header: send one"}
 	}
+	if tokens == 1 {
+		record.Caller = "(token)" // whose, core finds out
+	}
 	out = append(out, id)
 	if a.entrance.Address.Scheme == configs.SchemeTLS && a.remote.IsValid() {
 		out = append(out, relay.Field{Name: relay.HeaderSource, Value: a.remote.Addr().String()})
