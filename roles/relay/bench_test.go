@@ -229,7 +229,7 @@ func (c *child) measure(b *testing.B, conns, callers, size int, d time.Duration)
 			if kind == "" {
 				kind = contentTypeGRPC
 			}
-			n, took, err := bareCallerOf(nc, kind, callers/conns, size, start.Add(d))
+			n, took, err := bareCaller(nc, kind, callers/conns, size, start.Add(d))
 			if err != nil {
 				b.Error(i, err)
 			}

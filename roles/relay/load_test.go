@@ -178,14 +178,9 @@ type answer struct {
 	started   bool
 }
 
-// bareCaller keeps calls in flight on one connection until stop, and returns how
-// many were answered with grpc-status 0, and how long each took.
-func bareCaller(nc net.Conn, inFlight, size int, until time.Time) (calls int, took []time.Duration, err error) {
-	return bareCallerOf(nc, contentTypeGRPC, inFlight, size, until)
-}
-
-// bareCallerOf is bareCaller with a content-type of its own.
-func bareCallerOf(nc net.Conn, kind string, inFlight, size int, until time.Time) (calls int, took []time.Duration, err error) {
+// bareCaller keeps calls of a content-type in flight on one connection until
+// stop, and returns how many were answered, and how long each took.
+func bareCaller(nc net.Conn, kind string, inFlight, size int, until time.Time) (calls int, took []time.Duration, err error) {
 	c := newBare(nc)
 	c.out = append(c.out, preface...)
 	c.out = appendWindowUpdate(appendSettings(c.out, setting{settingInitialWindow, maxWindow}), 0, maxWindow-defaultWindow)
