@@ -32,7 +32,7 @@ const attackPolicy = `
 
 const (
 	attackBudget = 160 << 20
-	attackLimits = "handshake_time=3s first_frame=3s header_time=3s stall=3s stream_stall=4s"
+	attackLimits = "handshake_time=5s first_frame=5s header_time=3s stall=3s stream_stall=4s"
 )
 
 // target is an upstream: Give answers with as many bytes as x-size says, Take
