@@ -80,7 +80,7 @@ func (v *restoreVerb) Run(c *cli) error {
 		return c.printJSON(object{
 			{"data_dir", dir}, {"made", restored.Made.UTC().Format(time.RFC3339)}, {"version", restored.Version},
 			{"trust_domain", restored.TrustDomain}, {"epoch", restored.Epoch}, {"kept_ca", restored.KeptCA},
-			{"awaits", append([]string{}, restored.Awaits...)},
+			{"awaits", append([]string{}, restored.Awaits...)}, {"awaits_any", restored.Any},
 		})
 	}
 	fmt.Fprintf(c.out, "%s: core of %s as of %s, made by version %s, now epoch %d\n", dir, restored.TrustDomain, clock(restored.Made.Unix()), restored.Version, restored.Epoch)
@@ -88,7 +88,11 @@ func (v *restoreVerb) Run(c *cli) error {
 		c.say("The CA that was there is as new as that in the backup, or newer, and stays.")
 	}
 	if len(restored.Awaits) > 0 {
-		c.say("Core will issue and relay when it has heard what was revoked since, from: %s", strings.Join(restored.Awaits, ", "))
+		from := "from"
+		if restored.Any {
+			from = "from one of"
+		}
+		c.say("Core will issue and relay when it has heard what was revoked since, %s: %s", from, strings.Join(restored.Awaits, ", "))
 	}
 	if len(restored.APIKeys) > 0 {
 		c.say("%s", c.warning("attention: with --accept-loss, an API key that was revoked after "+clock(restored.Made.Unix())+" is good again; good are: "+strings.Join(restored.APIKeys, ", ")))

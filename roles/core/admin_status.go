@@ -51,7 +51,7 @@ func (a *admin) warnings(s *control.StatusResponse) []string {
 	}
 	out = append(out, a.core.issuers.warnings()...)
 	if awaits := a.core.relearning.awaits(); len(awaits) > 0 {
-		out = append(out, "core was restored on a fresh host: it issues and relays nothing until it has heard "+strings.Join(awaits, ", ")+"; remove those that are gone for good")
+		out = append(out, "core was restored on a fresh host: it issues and relays nothing until it has heard "+strings.Join(awaits, ", ")+": "+a.core.relearning.need()+", or remove what is gone for good")
 	}
 	for _, r := range s.GetCertificates() {
 		if r.GetAlert() != "" {

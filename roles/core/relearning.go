@@ -29,7 +29,9 @@ import (
 // nothing and relays nothing until it has heard every component that the backup
 // knows, and taken what their signed lists say. A component is heard on its
 // control session, or, when its identity has expired, as it asks to recover it:
-// core wants its list before it answers.
+// core wants its list before it answers. Where the backup knows none but proxies
+// and instances that join by reusable tokens, which may be gone, one of them is
+// enough, and an instance is heard for the gateway that it is of.
 type relearning struct {
 	path string
 	log  *slog.Logger
@@ -44,6 +46,7 @@ type relearning struct {
 type relearningState struct {
 	Restored time.Time `json:"restored"`
 	Awaits   []string  `json:"awaits"` // gateway/orders
+	Any      bool      `json:"any,omitempty"`
 }
 
 func relearningPath(dataDir string) string { return filepath.Join(dataDir, "restored.json") }
@@ -70,13 +73,22 @@ func (s *relearning) refusal() *pki.Refusal {
 		return nil
 	}
 	return &pki.Refusal{Code: "core_error", Cause: "core was restored from a backup and waits for the revocation lists that its components hold: " + strings.Join(s.awaits(), ", "),
-		Remedy: "start those components; one that is gone for good can be removed (gateway rm, proxy rm), or restore with --accept-loss"}
+		Remedy: s.need() + "; one that is gone for good can be removed (gateway rm, proxy rm), or restore with --accept-loss"}
 }
 
 func (s *relearning) awaits() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.state.Awaits)
+}
+
+func (s *relearning) need() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state.Any {
+		return "start one of those components as it was, with the state that it has"
+	}
+	return "start those components"
 }
 
 // holds is why core relays no calls; empty if it does.
@@ -99,7 +111,7 @@ func (s *relearning) saveLocked() {
 
 // heard says that a component's list is known, or that the component is gone.
 // It reports whether that was the last one.
-func (s *relearning) heard(k key) bool {
+func (s *relearning) heard(k key, gone bool) bool {
 	if !s.active.Load() {
 		return false
 	}
@@ -108,6 +120,9 @@ func (s *relearning) heard(k key) bool {
 	label := string(k.role) + "/" + k.name
 	before := len(s.state.Awaits)
 	s.state.Awaits = slices.DeleteFunc(s.state.Awaits, func(a string) bool { return a == label })
+	if s.state.Any && !gone && len(s.state.Awaits) != before {
+		s.state.Awaits = nil
+	}
 	if len(s.state.Awaits) > 0 || !s.active.Load() {
 		if len(s.state.Awaits) != before {
 			s.saveLocked()
@@ -219,7 +234,15 @@ func (c *core) learn(ctx context.Context, actor store.Actor, list *pki.Revocatio
 // settle notes that a component was heard after a restoration, and begins to
 // issue and to relay after the last one.
 func (c *core) settle(ctx context.Context, k key) {
-	if !c.relearning.heard(k) {
+	if !c.relearning.active.Load() {
+		return
+	}
+	r, err := c.db.Component(ctx, k.role, k.name)
+	gone := errors.Is(err, store.ErrNotFound)
+	if r.Parent != "" {
+		k.name = r.Parent
+	}
+	if !c.relearning.heard(k, gone) {
 		return
 	}
 	c.log.Info("core has the revocation lists of all its components after the restoration: it issues and relays from now on")

@@ -45,6 +45,7 @@ type Restored struct {
 	Epoch       uint64   // that begins
 	KeptCA      bool     // the CA that was here has gone on since the backup, and stays
 	Awaits      []string // core issues and relays nothing before it has heard these: gateway/orders
+	Any         bool     // or one of them, since none has a disk
 
 	// APIKeys, where loss was accepted, are those that are good now: one that
 	// was revoked after the backup may be among them.
@@ -79,6 +80,7 @@ type restoration struct {
 	Actor       string             `json:"actor"`
 	ReplaceCA   bool               `json:"replace_ca"`
 	Awaits      []string           `json:"awaits,omitempty"`
+	Any         bool               `json:"any,omitempty"`
 
 	liveKeys []string
 }
@@ -148,7 +150,7 @@ func restore(ctx context.Context, r Restoration) (Restored, error) {
 		return Restored{}, err
 	}
 	return Restored{Made: plan.Manifest.Made, Version: plan.Manifest.Version, TrustDomain: plan.Manifest.TrustDomain, Epoch: epoch,
-		KeptCA: !plan.ReplaceCA, Awaits: plan.Awaits, APIKeys: plan.liveKeys}, nil
+		KeptCA: !plan.ReplaceCA, Awaits: plan.Awaits, Any: plan.Any, APIKeys: plan.liveKeys}, nil
 }
 
 // nobodyRuns refuses while a core answers on the data directory's socket.
@@ -313,10 +315,23 @@ func (p *restoration) prepareRevocations(ctx context.Context, r Restoration, sta
 		return err
 	}
 	components, err := db.Components(ctx, "")
+	var passing []string // without a disk: each may be gone, but hardly all
 	for _, c := range components {
-		if c.State == store.StateJoined && !c.Reusable && c.Parent == "" {
+		switch {
+		case c.Parent != "":
+			c.Name = c.Parent
+			if label := c.Label(); !slices.Contains(passing, label) {
+				passing = append(passing, label)
+			}
+		case c.State != store.StateJoined:
+		case c.Reusable:
+			passing = append(passing, c.Label())
+		default:
 			p.Awaits = append(p.Awaits, c.Label())
 		}
+	}
+	if len(p.Awaits) == 0 {
+		p.Awaits, p.Any = passing, len(passing) > 0
 	}
 	return err
 }
@@ -379,7 +394,7 @@ func carryOut(ctx context.Context, dataDir string, first bool, log *slog.Logger,
 		return 0, err
 	}
 	if len(p.Awaits) > 0 {
-		text, err := json.Marshal(relearningState{Restored: time.Now().UTC(), Awaits: p.Awaits})
+		text, err := json.Marshal(relearningState{Restored: time.Now().UTC(), Awaits: p.Awaits, Any: p.Any})
 		if err == nil {
 			err = writeFile(relearningPath(dataDir), text)
 		}

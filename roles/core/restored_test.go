@@ -137,3 +137,58 @@ func TestARestoredCoreRenewsNothingYet(t *testing.T) {
 		return nil
 	})
 }
+
+// TestAFreshHostOfComponentsWithoutADisk: where all components joined by reusable
+// tokens, a restored core waited for nobody, and what was revoked after the backup
+// was good again until the first of them came.
+func TestAFreshHostOfComponentsWithoutADisk(t *testing.T) {
+	r := start(t, settings(t))
+	added := must(r.admin.AddComponent(context.Background(), &control.AddComponentRequest{Role: "gateway", Name: "pool", Peers: []string{"127.0.0.1"}, Reusable: true, Uses: 3, TtlSeconds: 3600}))
+	var pool []*gateway
+	for range 2 {
+		g := &gateway{member: newMember(t, pki.RoleGateway, "pool", r.log), core: r.info.GRPCAddress, seen: make(chan []relay.Field, 1)}
+		g.renewer.Dial = g.dialRenew
+		if err := g.join(added.GetToken()); err != nil {
+			t.Fatal(err)
+		}
+		pool = append(pool, g)
+	}
+	gone := pool[0].connect()
+	must(r.admin.CreateAPIKey(context.Background(), &control.CreateAPIKeyRequest{Name: "leaked"}))
+	file := r.backup()
+	must(r.admin.RevokeAPIKey(context.Background(), &control.RevokeAPIKeyRequest{Name: "leaked"}))
+	eventually(t, "the instance knows of the revocation", func() error {
+		if held := pool[0].self.RevocationsHead().GetSequence(); held != 1 {
+			return fmt.Errorf("it holds %d entries", held)
+		}
+		return nil
+	})
+	gone()
+	r.end()
+	fresh := settings(t)
+	out, err := restoreTo(t, fresh, file, nil)
+	if err != nil || fmt.Sprint(out.Awaits) != "[gateway/pool]" || !out.Any {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	r = start(t, fresh)
+	revoked := func() bool {
+		return must(r.admin.ListAPIKeys(context.Background(), &control.ListAPIKeysRequest{})).GetKeys()[0].GetRevokedUnix() != 0
+	}
+	if r.admin.(*admin).core.relearning.holds() == "" || revoked() {
+		t.Error("core relays before it knows what was revoked")
+	}
+	if err := (&gateway{member: newMember(t, pki.RoleGateway, "pool", r.log), core: r.info.GRPCAddress}).join(added.GetToken()); code(err) != "core_error" || !strings.Contains(err.Error(), "gateway/pool") {
+		t.Errorf("an instance joins: %v", err)
+	}
+	pool[0].core = r.info.GRPCAddress
+	pool[0].connect()
+	eventually(t, "one instance was heard", func() error {
+		if waits := r.admin.(*admin).core.relearning.holds(); waits != "" {
+			return fmt.Errorf("%s: %v", waits, r.admin.(*admin).core.relearning.awaits())
+		}
+		return nil
+	})
+	if !revoked() {
+		t.Error("the API key is good again")
+	}
+}
