@@ -5,7 +5,7 @@ COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
 ARG VERSION=dev
-RUN CGO_ENABLED=0 go build -trimpath -tags grpcnotrace -buildvcs=false -ldflags "-s -w -X sallyport/app.Version=${VERSION}" -o /out/sallyport . \
+RUN .ci/build /out/sallyport "${VERSION}" \
  && mkdir -m 0700 /out/state
 
 # Nothing but the binary and a directory for its state. The binary embeds the

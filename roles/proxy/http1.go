@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/net/http2"
 )
 
 // http1 takes requests of HTTP/1.1, which browsers and what stands before them
@@ -98,14 +101,7 @@ func (h *http1) serve(ctx context.Context, nc net.Conn, peer *client) {
 	}
 	c := &http1Conn{Conn: nc, public: h.public, peer: peer, ended: make(chan struct{})}
 	defer c.carried.Wait()
-	protocols := new(http.Protocols)
-	protocols.SetUnencryptedHTTP2(true)
-	c.transport = &http.Transport{
-		DialContext:        func(context.Context, string, string) (net.Conn, error) { return c.carry(ctx) },
-		Protocols:          protocols,
-		DisableCompression: true,
-		HTTP2:              &http.HTTP2Config{MaxReceiveBufferPerStream: http1Window, MaxReceiveBufferPerConnection: 2 * http1Window},
-	}
+	c.transport = inMemoryTransport(func() (net.Conn, error) { return c.carry(ctx) })
 	defer c.transport.CloseIdleConnections()
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
@@ -117,12 +113,26 @@ func (h *http1) serve(ctx context.Context, nc net.Conn, peer *client) {
 	<-c.ended
 }
 
+// inMemoryTransport speaks HTTP/2 over what carry makes. It is that of x/net,
+// since the one in net/http is left out of the binary that is shipped.
+func inMemoryTransport(carry func() (net.Conn, error)) *http2.Transport {
+	windows := &http.Transport{HTTP2: &http.HTTP2Config{MaxReceiveBufferPerStream: http1Window, MaxReceiveBufferPerConnection: 2 * http1Window}}
+	t, err := http2.ConfigureTransports(windows)
+	if err != nil {
+		panic("proxy: " + err.Error()) // only a transport that was configured before fails
+	}
+	t.ConnPool = nil // which would leave dialling to net/http
+	t.AllowHTTP, t.DisableCompression = true, true
+	t.DialTLSContext = func(context.Context, string, string, *tls.Config) (net.Conn, error) { return carry() }
+	return t
+}
+
 // http1Conn is one connection of a client.
 type http1Conn struct {
 	net.Conn
 	public    *public
 	peer      *client
-	transport *http.Transport
+	transport *http2.Transport
 	carried   sync.WaitGroup
 	once      sync.Once
 	ended     chan struct{}
