@@ -243,7 +243,7 @@ func TestTokenCallers(t *testing.T) {
 	})
 
 	t.Run("the call ends with the token", func(t *testing.T) {
-		s := stream(chat, login.token(t, "k1", map[string]any{"sub": "short", "exp": time.Now().Add(2 * time.Second).Unix()}))
+		s := stream(chat, login.token(t, "k1", map[string]any{"sub": "short", "exp": time.Now().Add(4 * time.Second).Unix()}))
 		if err := s.SendMsg(&emptypb.Empty{}); err != nil {
 			t.Fatal(err)
 		}

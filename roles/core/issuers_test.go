@@ -437,7 +437,7 @@ func TestAuthorizationHoldsForTheWholeCall(t *testing.T) {
 		}
 	}
 
-	expiring := p.streams(20, bearer(i.token("k1", map[string]any{"exp": time.Now().Add(2 * time.Second).Unix()}))...)
+	expiring := p.streams(20, bearer(i.token("k1", map[string]any{"exp": time.Now().Add(4 * time.Second).Unix()}))...)
 	end("the token expires", expiring, codes.Unauthenticated, "the call was ended", "expired")
 
 	open := p.streams(1500, bearer(i.token("k1", nil))...)

@@ -154,7 +154,7 @@ func TestTokensAtTheEdge(t *testing.T) {
 		return stream
 	}
 	stays := chat(mine.token(nil))
-	short := chat(mine.token(map[string]any{"exp": time.Now().Add(2 * time.Second).Unix()}))
+	short := chat(mine.token(map[string]any{"exp": time.Now().Add(4 * time.Second).Unix()}))
 	if _, err := short.Recv(); status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "has expired") {
 		t.Errorf("a token that expired during the call: %v", err)
 	}
