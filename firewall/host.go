@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -68,8 +69,9 @@ func rolesOf(rules []Rules) []configs.Role {
 	return roles
 }
 
-// Remove removes the tables of roles and returns those that had one. It ends a
-// wait for a confirmation.
+// Remove removes the tables of roles and returns those that had one. It ends the
+// wait for a confirmation of these roles' rules; while those of another role
+// wait, it is ErrUnconfirmed, since their former rules are to come back.
 func (h Host) Remove(ctx context.Context, roles ...configs.Role) (had []configs.Role, err error) {
 	unlock, err := h.lock(ctx)
 	if err != nil {
@@ -78,6 +80,13 @@ func (h Host) Remove(ctx context.Context, roles ...configs.Role) (had []configs.
 	defer unlock()
 	if err := h.unwatched(roles...); err != nil {
 		return nil, err
+	}
+	p, err := h.pending()
+	if err != nil {
+		return nil, err
+	}
+	if p != nil && slices.ContainsFunc(p.Roles, func(r configs.Role) bool { return !slices.Contains(roles, r) }) {
+		return nil, ErrUnconfirmed
 	}
 	for _, role := range roles {
 		k, err := h.NFT.Kernel(ctx, role)
@@ -88,10 +97,12 @@ func (h Host) Remove(ctx context.Context, roles ...configs.Role) (had []configs.
 			had = append(had, role)
 		}
 	}
-	if err := h.forget(); err != nil || len(had) == 0 {
-		return nil, err
+	if len(had) > 0 {
+		if err := h.NFT.Load(ctx, Removal(had...)); err != nil {
+			return nil, err
+		}
 	}
-	return had, h.NFT.Load(ctx, Removal(had...))
+	return had, h.forget()
 }
 
 // begin takes the lock where nothing waits for a confirmation.
@@ -144,6 +155,9 @@ func (h Host) directory() error {
 		return err
 	}
 	owner, ok := info.Sys().(*syscall.Stat_t)
+	if ok && info.IsDir() && owner.Uid == 0 && os.Geteuid() != 0 {
+		return fmt.Errorf("%w: %s is root's", ErrNotPermitted, h.Dir)
+	}
 	if !info.IsDir() || !ok || int(owner.Uid) != os.Geteuid() || info.Mode().Perm()&0o022 != 0 {
 		return fmt.Errorf("%s is not a directory that only uid %d may write", h.Dir, os.Geteuid())
 	}

@@ -202,6 +202,13 @@ func TestFirewallConfirmed(t *testing.T) {
 	if g.ruleset() != was {
 		t.Error("a mistake changed the rules")
 	}
+	// What waits for a confirmation is not taken for confirmed when rules of
+	// another role go away.
+	g.does(0, "come back in 1h0m0s", "apply", "--role", "proxy", "--peer", "10.0.0.9", "--confirm", "1h")
+	g.does(1, "wait for a confirmation", "remove", "--role", "core")
+	g.does(0, "Removed the rules of proxy.", "remove", "--role", "proxy")
+	g.does(1, "no rules wait", "confirm")
+
 	g.does(0, "Removed the rules of core.", "remove")
 	g.does(0, "has no rules", "remove")
 	if now := g.ruleset(); strings.Contains(now, "sallyport") || !strings.Contains(now, "operator") {
