@@ -263,3 +263,13 @@ func (a *Authority) PruneCallers(now time.Time, lastEnd func(issuer *x509.Certif
 func IssuedBy(c, by *x509.Certificate) bool {
 	return bytes.Equal(c.RawIssuer, by.RawSubject) && by.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature) == nil
 }
+
+// Current reports whether leaf comes from the issuer of callers and services
+// that b believes and whose key has the SHA-256 spki; without spki, from any
+// that b believes.
+func (b *Bundle) Current(leaf *x509.Certificate, spki []byte) bool {
+	return slices.ContainsFunc(b.CallerIntermediates, func(c *x509.Certificate) bool {
+		hash := SPKI(c)
+		return (len(spki) == 0 || bytes.Equal(hash[:], spki)) && IssuedBy(leaf, c)
+	})
+}

@@ -1133,6 +1133,7 @@ type Snapshot struct {
 	Crl                   []byte                 `protobuf:"bytes,7,opt,name=crl,proto3" json:"crl,omitempty"`                                             // proxies: CRL of the callers' issuer, DER
 	ComponentLifetimeNano int64                  `protobuf:"varint,10,opt,name=component_lifetime_nano,json=componentLifetimeNano,proto3" json:"component_lifetime_nano,omitempty"`
 	CertificateNames      []string               `protobuf:"bytes,11,rep,name=certificate_names,json=certificateNames,proto3" json:"certificate_names,omitempty"` // gateways: names for --export-cert, as core knows them
+	CallerIssuer          []byte                 `protobuf:"bytes,13,opt,name=caller_issuer,json=callerIssuer,proto3" json:"caller_issuer,omitempty"`             // likewise of the one that issues callers and services: the public port and exported pairs follow it
 	ComponentIssuer       []byte                 `protobuf:"bytes,12,opt,name=component_issuer,json=componentIssuer,proto3" json:"component_issuer,omitempty"`    // SHA-256 of the SPKI of the intermediate that issues components now: whose certificate is from another renews soon
 	// Types that are valid to be assigned to Part:
 	//
@@ -1232,6 +1233,13 @@ func (x *Snapshot) GetComponentLifetimeNano() int64 {
 func (x *Snapshot) GetCertificateNames() []string {
 	if x != nil {
 		return x.CertificateNames
+	}
+	return nil
+}
+
+func (x *Snapshot) GetCallerIssuer() []byte {
+	if x != nil {
+		return x.CallerIssuer
 	}
 	return nil
 }
@@ -2627,7 +2635,7 @@ const file_roles_control_session_proto_rawDesc = "" +
 	"\bidentity\x18\x01 \x01(\tR\bidentity\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x16\n" +
 	"\x06serial\x18\x03 \x01(\tR\x06serial\x12\x10\n" +
-	"\x03key\x18\x04 \x01(\fR\x03key\"\xa9\x05\n" +
+	"\x03key\x18\x04 \x01(\fR\x03key\"\xce\x05\n" +
 	"\bSnapshot\x12@\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\v2 .sallyport.control.v1.GenerationR\n" +
@@ -2640,7 +2648,8 @@ const file_roles_control_session_proto_rawDesc = "" +
 	"\x03crl\x18\a \x01(\fR\x03crl\x126\n" +
 	"\x17component_lifetime_nano\x18\n" +
 	" \x01(\x03R\x15componentLifetimeNano\x12+\n" +
-	"\x11certificate_names\x18\v \x03(\tR\x10certificateNames\x12)\n" +
+	"\x11certificate_names\x18\v \x03(\tR\x10certificateNames\x12#\n" +
+	"\rcaller_issuer\x18\r \x01(\fR\fcallerIssuer\x12)\n" +
 	"\x10component_issuer\x18\f \x01(\fR\x0fcomponentIssuer\x127\n" +
 	"\x05proxy\x18\b \x01(\v2\x1f.sallyport.control.v1.ProxyPartH\x00R\x05proxy\x12=\n" +
 	"\agateway\x18\t \x01(\v2!.sallyport.control.v1.GatewayPartH\x00R\agatewayB\x06\n" +

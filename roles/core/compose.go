@@ -20,7 +20,7 @@ const maxDescriptors = 12 << 20
 // compose makes the snapshot of one component, without its generation. The
 // same facts make the same bytes.
 func (p *publisher) compose(f *facts, r store.ComponentRecord) *control.Snapshot {
-	s := &control.Snapshot{Bundle: f.bundle, Revocations: f.revoked, RevocationList: f.list, ComponentIssuer: f.issuer, ComponentLifetimeNano: int64(p.lifetime)}
+	s := &control.Snapshot{Bundle: f.bundle, Revocations: f.revoked, RevocationList: f.list, ComponentIssuer: f.issuer, CallerIssuer: f.callerIssuer, ComponentLifetimeNano: int64(p.lifetime)}
 	switch r.Role {
 	case pki.RoleProxy:
 		s.Crl = f.crl

@@ -76,6 +76,8 @@ type facts struct {
 	sequence  uint64 // of the newest entry of the list, in the store
 	crl       []byte // of the callers' issuer
 	issuer    []byte // SHA-256 of the key of the intermediate that issues components
+
+	callerIssuer []byte // likewise callers and services
 }
 
 // publish makes the present state of the store, and of what gateways
@@ -170,6 +172,8 @@ func (p *publisher) readAuthority(ctx context.Context, f *facts) (err error) {
 	}
 	issuer := pki.SPKI(issuerOf(f.ca, "components' issuer"))
 	f.issuer = issuer[:]
+	issuer = pki.SPKI(issuerOf(f.ca, "callers' issuer"))
+	f.callerIssuer = issuer[:]
 	lists, err := p.crls.current(ctx, time.Now())
 	if err != nil {
 		return err

@@ -51,6 +51,7 @@ type exporter struct {
 	request func(ctx context.Context, csr []byte) ([][]byte, error)
 	bundle  func() *pki.Bundle
 	names   func() (names []string, known bool) // as core knows them now
+	issuer  func() []byte                       // SHA-256 of the key of who issues now; nil: not known
 	now     func() time.Time
 	log     *slog.Logger
 	news    chan struct{} // a snapshot came
@@ -160,10 +161,9 @@ func (e *exporter) look(ctx context.Context) error {
 	return nil
 }
 
-// issues reports whether the CA still vouches for leaf.
-func (e *exporter) issues(leaf *x509.Certificate) bool {
-	return slices.ContainsFunc(e.bundle().CallerIntermediates, func(c *x509.Certificate) bool { return pki.IssuedBy(leaf, c) })
-}
+// issues reports whether leaf is from the CA that issues now: after a rotation
+// others may know the new root alone.
+func (e *exporter) issues(leaf *x509.Certificate) bool { return e.bundle().Current(leaf, e.issuer()) }
 
 // covers reports whether leaf is good for every name.
 func covers(leaf *x509.Certificate, names []string) bool {

@@ -201,6 +201,7 @@ func open(s configs.Gateway, d Deps) (*gateway, *pki.Token, error) {
 				held := g.snapshots.Snapshot()
 				return held.GetCertificateNames(), held != nil
 			},
+			issuer: func() []byte { return g.snapshots.Snapshot().GetCallerIssuer() },
 			request: func(ctx context.Context, csr []byte) ([][]byte, error) {
 				return g.end.Request(ctx, csr, control.CertificateRequest_PURPOSE_EXPORT)
 			}})

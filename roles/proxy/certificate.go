@@ -8,7 +8,6 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -71,11 +70,13 @@ func (i *issued) report() *control.Certificate {
 	return c
 }
 
-// trusts looks whether b still vouches for the certificate in use; if not,
-// another is asked for at once.
-func (i *issued) trusts(b *pki.Bundle) {
+// follow looks whether the certificate in use is from the issuer that issues
+// now; if not, another is asked for at once. After a rotation of the CA callers
+// may know the new root alone, while the new chain serves those who know the old
+// one too.
+func (i *issued) follow(b *pki.Bundle, issuer []byte) {
 	held := i.held.Load()
-	if held == nil || slices.ContainsFunc(b.CallerIntermediates, func(c *x509.Certificate) bool { return pki.IssuedBy(held.Leaf, c) }) {
+	if held == nil || b.Current(held.Leaf, issuer) {
 		return
 	}
 	select {

@@ -93,7 +93,7 @@ func (p *proxy) prepare(s *control.Snapshot) (func(), error) {
 		p.viewing.Unlock()
 		p.changedView()
 		if p.issued != nil {
-			p.issued.trusts(p.self.Bundle())
+			p.issued.follow(p.self.Bundle(), s.GetCallerIssuer())
 		}
 		p.state.changed()
 	}, nil
