@@ -70,12 +70,13 @@ var ranks = map[string]int{
 	"sallyport/acme":               2,
 	"sallyport/acme/acmetest":      1,
 	"sallyport/store":              2,
-	"sallyport/roles/core":         3,
-	"sallyport/roles/proxy":        3,
-	"sallyport/roles/gateway":      3,
-	"sallyport/app":                4,
-	"sallyport/app/e2e":            4,
-	"sallyport":                    5,
+	"sallyport/roles/builtin":      3,
+	"sallyport/roles/core":         4,
+	"sallyport/roles/proxy":        4,
+	"sallyport/roles/gateway":      4,
+	"sallyport/app":                5,
+	"sallyport/app/e2e":            5,
+	"sallyport":                    6,
 }
 
 type listedPackage struct {

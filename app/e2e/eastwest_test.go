@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -18,6 +19,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
@@ -252,4 +254,55 @@ func TestEastWest(t *testing.T) {
 	if _, err := os.Stat(socket); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the socket is there after the end: %v", err)
 	}
+}
+
+// TestEastWestOwnServices: health and reflection at an entrance are core's, and
+// show what the caller there may call.
+func TestEastWestOwnServices(t *testing.T) {
+	t.Parallel()
+	d := deploy(t, eastWestPolicy)
+	d.addGateway("office", nil)
+	d.waitRouted("sallyport.demo.v1.Echo", "office")
+	loopback := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	d.addGateway("shop", nil, "SALLYPORT_LISTEN="+loopback, "SALLYPORT_UPSTREAM=void=127.0.0.1:1=acme.void.v1.Void")
+	cc := appDial(t, loopback, nil)
+	eventually(t, 15*time.Second, "health", func() error {
+		for _, name := range []string{"", "sallyport.demo.v1.Echo"} {
+			out, err := healthpb.NewHealthClient(cc).Check(t.Context(), &healthpb.HealthCheckRequest{Service: name})
+			if err != nil {
+				return err
+			}
+			if out.GetStatus() != healthpb.HealthCheckResponse_SERVING {
+				return fmt.Errorf("%q is %v", name, out.GetStatus())
+			}
+		}
+		return nil
+	})
+	_, err := healthpb.NewHealthClient(cc).Check(t.Context(), &healthpb.HealthCheckRequest{Service: "no.Such"})
+	wantStatus(t, "an unknown service", err, codes.NotFound)
+	grpcurl := tool(t, "grpcurl")
+	show := func(args ...string) string {
+		out, err := exec.Command(grpcurl, append([]string{"-plaintext"}, args...)...).CombinedOutput()
+		if err != nil {
+			t.Errorf("grpcurl %v: %v\n%s", args, err, out)
+		}
+		return string(out)
+	}
+	if out := show(loopback, "list"); !strings.Contains(out, "sallyport.demo.v1.Echo\n") {
+		t.Errorf("grpcurl list:\n%s", out)
+	}
+	out := show(loopback, "describe", "sallyport.demo.v1.Echo")
+	if !strings.Contains(out, "rpc Say") || strings.Contains(out, "rpc Count") {
+		t.Errorf("the gateway may call Say and not Count, and is shown:\n%s", out)
+	}
+	if out := show("-d", `{"text":"hello"}`, loopback, "sallyport.demo.v1.Echo/Say"); !strings.Contains(out, "gateway/shop") {
+		t.Errorf("the call:\n%s", out)
+	}
+	d.applyPolicy(strings.Replace(eastWestPolicy, "gateway/shop\"\npermissions", "gateway/other\"\npermissions", 1))
+	eventually(t, 10*time.Second, "nothing is listed that may not be called", func() error {
+		if out := show(loopback, "list"); strings.Contains(out, "sallyport.demo.v1.Echo") {
+			return errors.New(out)
+		}
+		return nil
+	})
 }

@@ -232,6 +232,7 @@ func newCore(ctx context.Context, s configs.Core, d Deps, db *store.Core, opened
 	c.issuers = newIssuers(d.Log, fetch, func(ctx context.Context) error { return c.publisher.publish(ctx) })
 	c.issuers.remember(s.DataDir)
 	c.router.newer = c.issuers.newer
+	c.router.own = c.newOwn()
 	c.publisher = &publisher{log: d.Log, db: db, ca: c.ca, list: list, crls: c.crls, self: c.self, registry: c.registry, lifetime: s.CertLifetime,
 		demo: s.Demo, advertise: c.advertise, listener: c.presents(), modeOf: c.modeOf, ruling: &c.router.ruling, ruled: c.router.ruled, issuers: c.issuers, peers: c.peers}
 	c.publisher.epoch.Store(epoch)
@@ -299,6 +300,7 @@ func (c *core) run(ctx context.Context, d Deps, listener, socket net.Listener) e
 	group.Go(func() error { return c.backups(hard) })
 	group.Go(func() error { return c.policy.watch(hard) })
 	group.Go(func() error { return c.denials.run(hard) })
+	group.Go(func() error { c.router.own.Run(hard); return nil })
 	group.Go(func() error { return c.issuers.run(hard) })
 	group.Go(func() error { c.router.keepChecking(hard); return nil })
 	group.Go(func() error { return c.sweep(hard) })

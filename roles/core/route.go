@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"sallyport/acme/pki"
+	"sallyport/roles/builtin"
 	"sallyport/roles/link"
 	"sallyport/roles/policy"
 	"sallyport/roles/relay"
@@ -41,6 +42,7 @@ type router struct {
 	live    livePassages
 	recheck chan struct{} // callers are judged by other grounds than before
 	used    policy.Limiter
+	own     *builtin.Services // for the apps beside gateways
 
 	keyWaiters atomic.Int32
 
@@ -129,12 +131,14 @@ type passage struct {
 	judged  atomic.Pointer[grounds] // that let the call in last
 	until   atomic.Int64            // when its credentials end, in Unix nanoseconds; 0: not by themselves
 	header  []relay.Field
+	who     policy.Caller   // as judged last
 	counted bool            // among what its caller may do
 	failed  []refused       // links on which the call was handed back
 	fetched <-chan struct{} // closed when the keys are there that the call waits for
 
 	mu     sync.Mutex // guards what follows, which done reads
 	record relay.CallRecord
+	ownID  string      // the call at our own services; empty: it is not there
 	taken  *target     // who has the call
 	conn   *relay.Conn // on which link
 	ended  bool
@@ -166,7 +170,7 @@ func (p *passage) decide(r *ruling, final bool) answer {
 			return later
 		}
 	}
-	p.ruling = r
+	p.ruling, p.who = r, v.caller
 	p.mu.Lock()
 	p.record.Caller = v.caller.Name()
 	p.mu.Unlock()
@@ -201,6 +205,10 @@ func (p *passage) mark() relay.Field {
 // route gives the call to a gateway, lets it wait for one, or ends it.
 func (p *passage) route() {
 	m, _ := policy.ParseMethod(p.call.Path())
+	if p.from.role == pki.RoleGateway && builtin.Own(p.call.Path()) {
+		p.serveOwn()
+		return
+	}
 	switch p.try(m.Service) {
 	case routed:
 	case notYet:
@@ -417,6 +425,12 @@ func (p *passage) whyNot(t *target) string {
 // done notes how the call ended.
 func (p *passage) done(o relay.Outcome) {
 	p.router.live.remove(p)
+	p.mu.Lock()
+	own := p.ownID
+	p.mu.Unlock()
+	if own != "" {
+		p.router.own.Forget(own)
+	}
 	p.router.shares.Leave(p.holder)
 	record := p.finish()
 	record.Code, record.Duration = o.Code, o.Duration

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"sallyport/acme/pki"
+	"sallyport/roles/builtin"
 	"sallyport/roles/policy"
 	"sallyport/roles/policy/token"
 	"sallyport/store"
@@ -23,6 +24,9 @@ type ruling struct {
 	grounds  *grounds
 	services map[string]*service
 	patterns []*service // names ending in .*, longest first
+
+	served  map[string]bool         // the names of services
+	catalog func() *builtin.Catalog // what reflection knows of them
 }
 
 // grounds is what a ruling judges callers by. Rulings that differ only in who
@@ -72,7 +76,8 @@ type target struct {
 // snapshot.
 func (p *publisher) rule(f *facts, need map[*component]uint64) *ruling {
 	g := p.ground(f)
-	r := &ruling{policy: g.policy, version: p.version, keys: g.keys, tokens: g.tokens, grounds: g, services: map[string]*service{}}
+	r := &ruling{policy: g.policy, version: p.version, keys: g.keys, tokens: g.tokens, grounds: g, services: map[string]*service{},
+		served: map[string]bool{}, catalog: p.catalogOf(f.proxyPart.GetDescriptors())}
 	for _, row := range f.services {
 		if row.State != store.ServiceRouted {
 			continue
@@ -99,7 +104,7 @@ func (p *publisher) rule(f *facts, need map[*component]uint64) *ruling {
 		s := r.services[row.Service]
 		if s == nil {
 			s = &service{name: row.Service}
-			r.services[row.Service] = s
+			r.services[row.Service], r.served[row.Service] = s, true
 			if strings.HasSuffix(row.Service, ".*") {
 				r.patterns = append(r.patterns, s)
 			}

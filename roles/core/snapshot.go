@@ -45,6 +45,7 @@ type publisher struct {
 	version uint64     // of parsed
 	parsed  *policy.Policy
 	grounds *grounds // of the last ruling
+	catalog *shared  // likewise
 	behind  bool     // the last publication failed
 
 	gate sync.Mutex // guards next

@@ -5,6 +5,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"sallyport/roles/builtin"
 	"sallyport/roles/policy"
 	"sallyport/roles/relay"
 )
@@ -24,7 +25,7 @@ func (p *proxy) serve(c *relay.Call) {
 	now := time.Now()
 	id := relay.NewRequestID()
 	idField := relay.Field{Name: relay.HeaderRequestID, Value: id}
-	own := ownService(c.Path())
+	own := builtin.Own(c.Path())
 
 	crowd := p.public.admission
 	origin := p.public.originOf(c, from)
@@ -44,7 +45,7 @@ func (p *proxy) serve(c *relay.Call) {
 			record.Message = o.Message
 		}
 		if own {
-			p.own.forget(id)
+			p.own.Forget(id)
 		}
 		p.metrics.End(*record)
 		p.access.Write(*record)
@@ -91,14 +92,16 @@ func (p *proxy) serve(c *relay.Call) {
 		if !p.metered(c, limits, who.caller, origin, own, record, idField, now) {
 			return
 		}
-	} else if !healthMethod(c.Path()) {
+	} else if !builtin.HealthMethod(c.Path()) {
 		refuse(&refused{codes.Unavailable, "no_snapshot", p.hop() + " is not ready: it has not heard from core yet what it may let through"})
 		return
 	}
 
 	back := func(header []relay.Field) []relay.Field { return append(header, idField) }
 	if own {
-		p.own.serve(c, who.caller, id, back, refuse)
+		if !p.own.Serve(c, who.caller, id, back) {
+			refuse(&refused{codes.Unavailable, "starting", p.hop() + " is starting"})
+		}
 		return
 	}
 	p.toCore(c, towardsCore(c.Header(), origin.name, who.claim, idField), back, refuse, 0)

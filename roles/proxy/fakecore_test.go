@@ -20,10 +20,16 @@ import (
 	grpccreds "google.golang.org/grpc/credentials"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
+	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protodesc"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/descriptorpb"
 
 	"sallyport/acme/pki"
 	"sallyport/configs"
+	"sallyport/roles/builtin"
 	"sallyport/roles/control"
 	"sallyport/roles/gateway/demo"
 	"sallyport/roles/link"
@@ -490,3 +496,47 @@ func (c *fakeCore) renew(_ context.Context, a link.RenewAttempt) (*control.JoinG
 	}
 	return &control.JoinGrant{Chain: issued.DER(), Bundle: c.authority.Bundle().Proto(), Name: a.ID.Name}, nil
 }
+
+// descriptorsOf are files and what they depend on, as a snapshot has them.
+func descriptorsOf(t *testing.T, files ...protoreflect.FileDescriptor) (raws [][]byte) {
+	t.Helper()
+	seen := make(map[string]bool)
+	var add func(f protoreflect.FileDescriptor)
+	add = func(f protoreflect.FileDescriptor) {
+		if seen[f.Path()] {
+			return
+		}
+		seen[f.Path()] = true
+		raw, err := proto.Marshal(protodesc.ToFileDescriptorProto(f))
+		if err != nil {
+			t.Fatal(err)
+		}
+		raws = append(raws, raw)
+		for i := range f.Imports().Len() {
+			add(f.Imports().Get(i))
+		}
+	}
+	for _, f := range files {
+		add(f)
+	}
+	return raws
+}
+
+func filesIn(t *testing.T, r *reflectionpb.ServerReflectionResponse) (files []*descriptorpb.FileDescriptorProto) {
+	t.Helper()
+	for _, raw := range r.GetFileDescriptorResponse().GetFileDescriptorProto() {
+		f := new(descriptorpb.FileDescriptorProto)
+		if err := proto.Unmarshal(raw, f); err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, f)
+	}
+	return files
+}
+
+// What health says.
+const (
+	serving        = builtin.Serving
+	notServing     = builtin.NotServing
+	serviceUnknown = builtin.Unknown
+)

@@ -8,87 +8,31 @@ import (
 	"google.golang.org/grpc/codes"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
+
+	"sallyport/roles/builtin"
 )
-
-const (
-	serving        = healthpb.HealthCheckResponse_SERVING
-	notServing     = healthpb.HealthCheckResponse_NOT_SERVING
-	serviceUnknown = healthpb.HealthCheckResponse_SERVICE_UNKNOWN
-)
-
-// health answers the standard health service at the edge. It needs no
-// credentials: "" is this proxy, a service is available when this proxy is
-// ready and some gateway can serve it. List names only what the caller may
-// call, as reflection does.
-type health struct {
-	healthpb.UnimplementedHealthServer
-	own *ownServices
-}
-
-// Check answers once.
-func (h *health) Check(_ context.Context, in *healthpb.HealthCheckRequest) (*healthpb.HealthCheckResponse, error) {
-	s := h.own.proxy.statusOf(in.GetService())
-	if s == serviceUnknown {
-		return nil, status.Error(codes.NotFound, "unknown service")
-	}
-	return &healthpb.HealthCheckResponse{Status: s}, nil
-}
-
-// List answers for the proxy and every service that the caller may call.
-func (h *health) List(ctx context.Context, _ *healthpb.HealthListRequest) (*healthpb.HealthListResponse, error) {
-	out := &healthpb.HealthListResponse{Statuses: map[string]*healthpb.HealthCheckResponse{"": {Status: h.own.proxy.statusOf("")}}}
-	for _, name := range h.own.look(ctx)().names() {
-		if s := h.own.proxy.statusOf(name); s != serviceUnknown {
-			out.Statuses[name] = &healthpb.HealthCheckResponse{Status: s}
-		}
-	}
-	return out, nil
-}
-
-// Watch answers now and whenever the answer changes.
-func (h *health) Watch(in *healthpb.HealthCheckRequest, stream grpc.ServerStreamingServer[healthpb.HealthCheckResponse]) error {
-	return h.own.proxy.watch(in.GetService(), stream)
-}
-
-func (p *proxy) watch(service string, stream grpc.ServerStreamingServer[healthpb.HealthCheckResponse]) error {
-	last := healthpb.HealthCheckResponse_ServingStatus(-1)
-	for {
-		changed := p.state.wait()
-		if s := p.statusOf(service); s != last {
-			last = s
-			if err := stream.Send(&healthpb.HealthCheckResponse{Status: s}); err != nil {
-				return err
-			}
-		}
-		select {
-		case <-changed:
-		case <-stream.Context().Done():
-			return status.FromContextError(stream.Context().Err()).Err()
-		}
-	}
-}
 
 // statusOf is what the health service says of a service now.
-func (p *proxy) statusOf(service string) healthpb.HealthCheckResponse_ServingStatus {
+func (p *proxy) statusOf(service string) builtin.Status {
 	ready := p.state.problem() == nil
-	if service == "" || ownService("/"+service+"/") {
+	if service == "" || builtin.Own("/"+service+"/") {
 		if ready {
-			return serving
+			return builtin.Serving
 		}
-		return notServing
+		return builtin.NotServing
 	}
 	v := p.view.Load()
 	if v == nil {
-		return serviceUnknown
+		return builtin.Unknown
 	}
 	available, known := v.services[service]
 	switch {
 	case !known:
-		return serviceUnknown
+		return builtin.Unknown
 	case available && ready:
-		return serving
+		return builtin.Serving
 	}
-	return notServing
+	return builtin.NotServing
 }
 
 // readiness knows why the proxy is not ready, and tells who waits for a change.
@@ -160,5 +104,5 @@ func (h *portHealth) Watch(in *healthpb.HealthCheckRequest, stream grpc.ServerSt
 	if in.GetService() != "" {
 		return status.Error(codes.NotFound, "unknown service")
 	}
-	return h.proxy.watch("", stream)
+	return builtin.Watch(h.proxy.statusOf, h.proxy.state.wait, "", stream)
 }

@@ -59,6 +59,7 @@ import (
 	"sallyport/acme/pki"
 	"sallyport/configs"
 	"sallyport/firewall"
+	"sallyport/roles/builtin"
 	"sallyport/roles/control"
 	"sallyport/roles/link"
 	"sallyport/roles/policy"
@@ -116,7 +117,7 @@ type proxy struct {
 	public       *public
 	component    *component
 	peers        *peers
-	own          *ownServices
+	own          *builtin.Services
 
 	metrics *relay.CallMetrics
 	frames  *relay.Metrics
@@ -234,7 +235,7 @@ func open(s configs.Proxy, d Deps) (*proxy, error) {
 		}
 	}
 	p.peers = newPeers(p)
-	p.public, p.component, p.own = newPublic(p), newComponent(p), &ownServices{proxy: p}
+	p.public, p.component, p.own = newPublic(p), newComponent(p), newOwn(p)
 	if err := p.countStrangers(d.Registry); err != nil {
 		return nil, err
 	}
@@ -268,7 +269,7 @@ func (p *proxy) run(ctx context.Context, grpcListener, publicListener, httpListe
 	if p.outside != nil {
 		group.Go(func() error { return p.outside.Run(work) })
 	}
-	group.Go(func() error { p.own.run(work); return nil })
+	group.Go(func() error { p.own.Run(work); return nil })
 	group.Go(func() error { p.peers.run(work); return nil })
 	group.Go(func() error {
 		<-ctx.Done()

@@ -5,9 +5,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 
+	"sallyport/roles/builtin"
 	"sallyport/roles/control"
 	"sallyport/roles/link"
 	"sallyport/roles/policy"
@@ -21,35 +21,24 @@ type view struct {
 	policy   *policy.Policy
 	keys     *policy.Keys
 	tokens   *token.Set
-	callers  *callers        // how client certificates are judged
-	services map[string]bool // served behind core: is it available
-	catalog  *catalog        // what reflection knows
-	crl      []byte          // what the callers' issuer has revoked, DER; nil: not known
-	public   func() *excerpt // what strangers may see of it, worked out once
+	callers  *callers                // how client certificates are judged
+	services map[string]bool         // served behind core: is it available
+	catalog  *builtin.Catalog        // what reflection knows
+	crl      []byte                  // what the callers' issuer has revoked, DER; nil: not known
+	public   func() *builtin.Excerpt // what strangers may see of it, worked out once
 }
 
 // excerpt is what reflection shows to caller.
-func (v *view) excerpt(caller policy.Caller) *excerpt {
+func (v *view) excerpt(caller policy.Caller) *builtin.Excerpt {
 	if caller.Kind == policy.Anonymous {
 		return v.public()
 	}
 	return v.shown(caller)
 }
 
-// shown is worked out for each caller: what he may call of what is served. A
-// file may declare more than its gateway serves, and a service may have no file.
-func (v *view) shown(caller policy.Caller) *excerpt {
-	e := v.catalog.excerpt(func(path string) bool {
-		service, _, _ := strings.Cut(path[1:], "/")
-		_, served := v.services[service]
-		return (served || ownService(path)) && v.policy.Decide(path, caller).Allowed
-	})
-	for service := range v.services {
-		if v.catalog.services[service] == nil && v.policy.Opens(service, caller) {
-			e.bare = append(e.bare, service)
-		}
-	}
-	return e
+// shown is worked out for each caller: what he may call of what is served.
+func (v *view) shown(caller policy.Caller) *builtin.Excerpt {
+	return v.catalog.Shown(v.services, v.policy, caller)
 }
 
 // prepare reads the proxy's part of a snapshot. What it returns puts it in use.
@@ -79,8 +68,8 @@ func (p *proxy) prepare(s *control.Snapshot) (func(), error) {
 	if crl := s.GetCrl(); len(crl) > 0 {
 		v.crl = crl
 	}
-	v.catalog = newCatalog(part.GetDescriptors())
-	v.public = sync.OnceValue(func() *excerpt { return v.shown(policy.Caller{}) })
+	v.catalog = builtin.NewCatalog(part.GetDescriptors())
+	v.public = sync.OnceValue(func() *builtin.Excerpt { return v.shown(policy.Caller{}) })
 	p.compareMode(s.GetListener().GetMode())
 	return func() {
 		p.peers.take(core)

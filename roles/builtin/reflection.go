@@ -1,4 +1,4 @@
-package proxy
+package builtin
 
 import (
 	"context"
@@ -19,7 +19,7 @@ import (
 type reflector struct {
 	reflectionpb.UnimplementedServerReflectionServer
 	// look returns what tells, at any time, what the caller of ctx may see.
-	look func(ctx context.Context) func() *excerpt
+	look func(ctx context.Context) func() *Excerpt
 }
 
 // ServerReflectionInfo is grpc.reflection.v1.
@@ -84,7 +84,7 @@ func transcode(from, to proto.Message) error {
 
 // answer answers one question from what the caller may see. sent holds the
 // files that this stream has been sent already, which a client keeps.
-func answer(in *reflectionpb.ServerReflectionRequest, e *excerpt, sent map[string]bool) *reflectionpb.ServerReflectionResponse {
+func answer(in *reflectionpb.ServerReflectionRequest, e *Excerpt, sent map[string]bool) *reflectionpb.ServerReflectionResponse {
 	out := &reflectionpb.ServerReflectionResponse{ValidHost: in.GetHost(), OriginalRequest: in}
 	switch q := in.GetMessageRequest().(type) {
 	case *reflectionpb.ServerReflectionRequest_ListServices:
@@ -116,7 +116,7 @@ func answer(in *reflectionpb.ServerReflectionRequest, e *excerpt, sent map[strin
 }
 
 // files answers with the file called name and the files it needs.
-func (e *excerpt) files(out *reflectionpb.ServerReflectionResponse, name, what string, sent map[string]bool) {
+func (e *Excerpt) files(out *reflectionpb.ServerReflectionResponse, name, what string, sent map[string]bool) {
 	if name == "" {
 		notFound(out, codes.NotFound, "there is no such "+what+", or nothing in it that you may call")
 		return
@@ -148,7 +148,7 @@ func (e *excerpt) files(out *reflectionpb.ServerReflectionResponse, name, what s
 }
 
 // numbers answers with the extension numbers of a message type.
-func (e *excerpt) numbers(out *reflectionpb.ServerReflectionResponse, message string) {
+func (e *Excerpt) numbers(out *reflectionpb.ServerReflectionResponse, message string) {
 	if e.fileOf(message) == "" {
 		notFound(out, codes.NotFound, "there is no such message, or nothing with it that you may call")
 		return

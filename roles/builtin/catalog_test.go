@@ -1,4 +1,4 @@
-package proxy
+package builtin
 
 import (
 	"bytes"
@@ -45,7 +45,7 @@ func descriptorsOf(t *testing.T, files ...protoreflect.FileDescriptor) (raws [][
 	return raws
 }
 
-func ask(e *excerpt, sent map[string]bool, symbol string) *reflectionpb.ServerReflectionResponse {
+func ask(e *Excerpt, sent map[string]bool, symbol string) *reflectionpb.ServerReflectionResponse {
 	return answer(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_FileContainingSymbol{FileContainingSymbol: symbol}}, e, sent)
 }
 
@@ -62,7 +62,7 @@ func filesIn(t *testing.T, r *reflectionpb.ServerReflectionResponse) (files []*d
 }
 
 func TestReflectionShowsWhatMayBeCalled(t *testing.T) {
-	c := newCatalog(append(descriptorsOf(t, demo.File_roles_gateway_demo_echo_proto, testpb.File_grpc_testing_test_proto), []byte("\xff\xffnot a descriptor")))
+	c := NewCatalog(append(descriptorsOf(t, demo.File_roles_gateway_demo_echo_proto, testpb.File_grpc_testing_test_proto), []byte("\xff\xffnot a descriptor")))
 	allowed := []string{"/grpc.testing.TestService/UnaryCall", "/grpc.health.v1.Health/Check"}
 	e := c.excerpt(func(path string) bool { return slices.Contains(allowed, path) })
 	if got, want := e.names(), []string{"grpc.health.v1.Health", "grpc.testing.TestService"}; !slices.Equal(got, want) {
@@ -109,14 +109,14 @@ func TestReflectionShowsWhatMayBeCalled(t *testing.T) {
 }
 
 func TestNothingIsVisibleToWhoMayCallNothing(t *testing.T) {
-	e := newCatalog(descriptorsOf(t, demo.File_roles_gateway_demo_echo_proto)).excerpt(func(string) bool { return false })
+	e := NewCatalog(descriptorsOf(t, demo.File_roles_gateway_demo_echo_proto)).excerpt(func(string) bool { return false })
 	if len(e.names()) != 0 || len(e.visible) != 0 {
 		t.Errorf("names %q, files %v", e.names(), e.visible)
 	}
 }
 
 func TestFilesAreSentOncePerStream(t *testing.T) {
-	e := newCatalog(descriptorsOf(t, testpb.File_grpc_testing_test_proto)).excerpt(func(path string) bool { return strings.HasPrefix(path, "/grpc.testing.") })
+	e := NewCatalog(descriptorsOf(t, testpb.File_grpc_testing_test_proto)).excerpt(func(path string) bool { return strings.HasPrefix(path, "/grpc.testing.") })
 	sent := map[string]bool{}
 	if n := len(filesIn(t, ask(e, sent, "grpc.testing.TestService"))); n != 3 {
 		t.Errorf("first answer has %d files", n)
@@ -143,7 +143,7 @@ func TestExtensions(t *testing.T) {
 		}
 		raws = append(raws, raw)
 	}
-	c := newCatalog(raws)
+	c := NewCatalog(raws)
 	question := &reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_FileContainingExtension{
 		FileContainingExtension: &reflectionpb.ExtensionRequest{ContainingType: "google.protobuf.MethodOptions", ExtensionNumber: 50001}}}
 	numbers := &reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_AllExtensionNumbersOfType{AllExtensionNumbersOfType: "google.protobuf.MethodOptions"}}
@@ -183,12 +183,12 @@ func TestCatalogIsBounded(t *testing.T) {
 	long := marshal(&descriptorpb.FileDescriptorProto{Name: proto.String("long.proto"), MessageType: []*descriptorpb.DescriptorProto{names}})
 	before, after := new(runtime.MemStats), new(runtime.MemStats)
 	runtime.ReadMemStats(before)
-	c := newCatalog(append([][]byte{long}, append(descriptorsOf(t, demo.File_roles_gateway_demo_echo_proto), parts)...))
+	c := NewCatalog(append([][]byte{long}, append(descriptorsOf(t, demo.File_roles_gateway_demo_echo_proto), parts)...))
 	runtime.ReadMemStats(after)
 	if n := after.TotalAlloc - before.TotalAlloc; n > 64<<20 {
 		t.Errorf("the catalog took %d MiB", n>>20)
 	}
-	if c.services[echoName] == nil {
+	if c.services["sallyport.demo.v1.Echo"] == nil {
 		t.Error("a service of another gateway is gone")
 	}
 }

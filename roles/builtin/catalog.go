@@ -1,7 +1,8 @@
-package proxy
+package builtin
 
 import (
 	"slices"
+	"strings"
 
 	"google.golang.org/grpc/health/grpc_health_v1"
 	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
@@ -12,13 +13,14 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 
 	"sallyport/roles/link"
+	"sallyport/roles/policy"
 )
 
-// catalog is what is known of the services behind core and of the proxy's own:
+// Catalog is what is known of the services behind core and of those that we answer:
 // the files that gateways announced, merged, and what they declare. Where two
 // gateways announce different files under one name, core has chosen one; a
 // file that cannot be read is left out, and the rest goes on.
-type catalog struct {
+type Catalog struct {
 	files      map[string]*descriptorpb.FileDescriptorProto
 	declares   map[string][]string         // services by file
 	symbols    map[string]string           // file by full name
@@ -30,9 +32,9 @@ type serviceEntry struct {
 	methods []string
 }
 
-// newCatalog reads the descriptors of a snapshot and adds the proxy's own.
-func newCatalog(descriptors [][]byte) *catalog {
-	c := &catalog{
+// NewCatalog reads the descriptors that gateways announced and adds our own.
+func NewCatalog(descriptors [][]byte) *Catalog {
+	c := &Catalog{
 		files: make(map[string]*descriptorpb.FileDescriptorProto), declares: make(map[string][]string),
 		symbols: make(map[string]string), services: make(map[string]*serviceEntry), extensions: make(map[string]map[int32]string),
 	}
@@ -54,7 +56,7 @@ const (
 	maxSymbol = 512                         // bytes of a full name; longer ones are not found by it
 )
 
-func (c *catalog) add(file *descriptorpb.FileDescriptorProto) {
+func (c *Catalog) add(file *descriptorpb.FileDescriptorProto) {
 	if c.files[file.GetName()] != nil {
 		return
 	}
@@ -83,7 +85,7 @@ func (c *catalog) add(file *descriptorpb.FileDescriptorProto) {
 	c.extend(prefix, file.GetExtension(), file)
 }
 
-func (c *catalog) symbol(name string, file *descriptorpb.FileDescriptorProto) {
+func (c *Catalog) symbol(name string, file *descriptorpb.FileDescriptorProto) {
 	if len(name) > maxSymbol {
 		return
 	}
@@ -92,7 +94,7 @@ func (c *catalog) symbol(name string, file *descriptorpb.FileDescriptorProto) {
 	}
 }
 
-func (c *catalog) messages(prefix string, messages []*descriptorpb.DescriptorProto, file *descriptorpb.FileDescriptorProto) {
+func (c *Catalog) messages(prefix string, messages []*descriptorpb.DescriptorProto, file *descriptorpb.FileDescriptorProto) {
 	for _, m := range messages {
 		name := prefix + m.GetName()
 		if len(name) > maxSymbol {
@@ -111,7 +113,7 @@ func (c *catalog) messages(prefix string, messages []*descriptorpb.DescriptorPro
 	}
 }
 
-func (c *catalog) enums(prefix string, enums []*descriptorpb.EnumDescriptorProto, file *descriptorpb.FileDescriptorProto) {
+func (c *Catalog) enums(prefix string, enums []*descriptorpb.EnumDescriptorProto, file *descriptorpb.FileDescriptorProto) {
 	for _, e := range enums {
 		c.symbol(prefix+e.GetName(), file)
 		for _, v := range e.GetValue() { // enum values live beside their enum
@@ -120,7 +122,7 @@ func (c *catalog) enums(prefix string, enums []*descriptorpb.EnumDescriptorProto
 	}
 }
 
-func (c *catalog) extend(prefix string, extensions []*descriptorpb.FieldDescriptorProto, file *descriptorpb.FileDescriptorProto) {
+func (c *Catalog) extend(prefix string, extensions []*descriptorpb.FieldDescriptorProto, file *descriptorpb.FileDescriptorProto) {
 	for _, e := range extensions {
 		c.symbol(prefix+e.GetName(), file)
 		extendee := e.GetExtendee()
@@ -136,18 +138,38 @@ func (c *catalog) extend(prefix string, extensions []*descriptorpb.FieldDescript
 	}
 }
 
-// excerpt is the part of a catalog that one caller may see: the services of
+// Excerpt is the part of a catalog that one caller may see: the services of
 // which he may call a method, the methods he may call, and the files they need.
-type excerpt struct {
-	catalog *catalog
+type Excerpt struct {
+	catalog *Catalog
 	methods map[string]map[string]bool // by service
 	visible map[string]bool            // files
 	bare    []string                   // services without a file
 }
 
+// Nothing is what nobody is shown anything by.
+func Nothing() *Excerpt { return &Excerpt{catalog: &Catalog{}} }
+
+// Shown is what a caller sees: what he may call of what is served. A file may
+// declare more than its gateway serves, and a service may have no file. served are
+// the services, or package patterns, that gateways serve.
+func (c *Catalog) Shown(served map[string]bool, p *policy.Policy, caller policy.Caller) *Excerpt {
+	e := c.excerpt(func(path string) bool {
+		service, _, _ := strings.Cut(path[1:], "/")
+		_, known := served[service]
+		return (known || Own(path)) && p.Decide(path, caller).Allowed
+	})
+	for service := range served {
+		if c.services[service] == nil && p.Opens(service, caller) {
+			e.bare = append(e.bare, service)
+		}
+	}
+	return e
+}
+
 // excerpt asks allowed about every method.
-func (c *catalog) excerpt(allowed func(path string) bool) *excerpt {
-	e := &excerpt{catalog: c, methods: make(map[string]map[string]bool), visible: make(map[string]bool)}
+func (c *Catalog) excerpt(allowed func(path string) bool) *Excerpt {
+	e := &Excerpt{catalog: c, methods: make(map[string]map[string]bool), visible: make(map[string]bool)}
 	for name, service := range c.services {
 		for _, m := range service.methods {
 			if allowed("/" + name + "/" + m) {
@@ -165,7 +187,7 @@ func (c *catalog) excerpt(allowed func(path string) bool) *excerpt {
 }
 
 // see makes a file and what it depends on visible.
-func (e *excerpt) see(name string) {
+func (e *Excerpt) see(name string) {
 	todo := []string{name}
 	for len(todo) > 0 {
 		name, todo = todo[len(todo)-1], todo[:len(todo)-1]
@@ -179,7 +201,7 @@ func (e *excerpt) see(name string) {
 }
 
 // names lists the services the caller may call something of.
-func (e *excerpt) names() []string {
+func (e *Excerpt) names() []string {
 	names := slices.Clone(e.bare)
 	for name := range e.methods {
 		names = append(names, name)
@@ -189,7 +211,7 @@ func (e *excerpt) names() []string {
 }
 
 // fileOf is the file that declares symbol, or "" if there is none for this caller.
-func (e *excerpt) fileOf(symbol string) string {
+func (e *Excerpt) fileOf(symbol string) string {
 	name := e.catalog.symbols[symbol]
 	if !e.visible[name] {
 		return ""
@@ -215,7 +237,7 @@ func cutService(symbol, service string) (string, bool) {
 
 // file is a file as this caller may see it: without the services and methods
 // he may not call.
-func (e *excerpt) file(name string) *descriptorpb.FileDescriptorProto {
+func (e *Excerpt) file(name string) *descriptorpb.FileDescriptorProto {
 	whole := e.catalog.files[name]
 	if len(whole.GetService()) == 0 {
 		return whole

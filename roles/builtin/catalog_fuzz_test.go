@@ -1,4 +1,4 @@
-package proxy
+package builtin
 
 import (
 	"testing"
@@ -23,7 +23,7 @@ func FuzzCatalog(f *testing.F) {
 		f.Add(raw, "grpc.testing.TestService")
 	}
 	f.Fuzz(func(t *testing.T, raw []byte, symbol string) {
-		c := newCatalog([][]byte{raw})
+		c := NewCatalog([][]byte{raw})
 		all := c.excerpt(func(string) bool { return true })
 		for _, name := range append(all.names(), symbol) {
 			ask(all, map[string]bool{}, name)
