@@ -63,6 +63,12 @@ func (v *caRotate) Run(c *cli) error {
 		for _, w := range r.GetWarnings() {
 			c.say("%s", c.warning("attention: "+oneLine(w)))
 		}
+		switch request.Action {
+		case control.RotateCARequest_ACTION_COMPROMISED:
+			c.say("%s", c.warning("attention: every backup made until now holds the CA that is not trusted any more, and restored on a fresh host brings it back: make a new one (sallyport backup), and destroy those"))
+		case control.RotateCARequest_ACTION_UNSPECIFIED:
+			c.say("When it is done, make a new backup: on a fresh host, components do not believe the CA of one from before.")
+		}
 		return err
 	})
 }

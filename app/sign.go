@@ -47,6 +47,9 @@ func (v *certSign) Run(c *cli) error {
 			return wrong("cert sign: --name: "+asProblem(err).What, "write lower-case letters, digits and dashes")
 		}
 	}
+	if v.Server && !v.KeepNames && len(v.DNS)+len(v.IP) == 0 {
+		return wrong("cert sign: a server certificate needs the DNS names or IP addresses by which clients call the server", "give --keep-names to take those that the request asks for, or --dns and --ip")
+	}
 	out := v.Out
 	if out == "" {
 		if v.CSR == "-" {

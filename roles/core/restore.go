@@ -3,6 +3,7 @@ package core
 import (
 	"archive/tar"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -83,6 +84,7 @@ type restoration struct {
 	Any         bool               `json:"any,omitempty"`
 
 	liveKeys []string
+	roots    []*x509.Certificate // of the CA in the backup, and of the one that is there
 }
 
 const filePlan = "plan.json"
@@ -126,7 +128,7 @@ func restore(ctx context.Context, r Restoration) (Restored, error) {
 	if err := r.at("unpacked"); err != nil {
 		return Restored{}, err
 	}
-	if err := plan.prepareCA(r, stage, keys); err != nil {
+	if err := plan.prepareCA(ctx, r, stage, keys); err != nil {
 		return Restored{}, err
 	}
 	if err := plan.prepareRevocations(ctx, r, stage); err != nil {
@@ -234,7 +236,7 @@ func extract(from io.Reader, stage string) (m manifest, keys []byte, err error) 
 }
 
 // prepareCA decides which CA stays, and seals the backup's for this host.
-func (p *restoration) prepareCA(r Restoration, stage string, keys []byte) error {
+func (p *restoration) prepareCA(ctx context.Context, r Restoration, stage string, keys []byte) error {
 	staged, dir := filepath.Join(stage, "ca"), authorityDir(r.Set.DataDir)
 	secret := secretOf(r.Set)
 	if secret.Passphrase == "" && secret.KeyFile == "" {
@@ -244,6 +246,7 @@ func (p *restoration) prepareCA(r Restoration, stage string, keys []byte) error 
 	if err != nil {
 		return fmt.Errorf("the CA in the backup: %w", err)
 	}
+	p.roots = backup.Bundle().Roots
 	td := backup.TrustDomain()
 	if td != p.Manifest.TrustDomain {
 		return fmt.Errorf("the backup is damaged: it is of %s and its CA of %s", p.Manifest.TrustDomain, td)
@@ -256,10 +259,17 @@ func (p *restoration) prepareCA(r Restoration, stage string, keys []byte) error 
 	case err == nil && here.TrustDomain() != td:
 		return fmt.Errorf("%s holds the CA of another trust domain, %s, and the backup is of %s: use an empty data directory", dir, here.TrustDomain(), td)
 	case err == nil:
+		if err := sameCore(ctx, r.Set.DataDir, here, backup); err != nil {
+			return err
+		}
+		p.roots = append(p.roots, here.Bundle().Roots...)
 		p.ReplaceCA = here.Generation() < backup.Generation() || here.Generation() == backup.Generation() && here.Since().Before(backup.Since())
 	case errors.Is(err, pki.ErrWrongSecret):
 		return fmt.Errorf("the CA that is there may have gone on since the backup, and cannot be opened: %w; if it is lost, move %s away", err, dir)
 	default: // there is none, or it is damaged and kept aside
+		if err := sameCore(ctx, r.Set.DataDir, nil, backup); err != nil {
+			return err
+		}
 		p.ReplaceCA = true
 	}
 	if !p.ReplaceCA {
@@ -302,7 +312,7 @@ func (p *restoration) prepareRevocations(ctx context.Context, r Restoration, sta
 		return fmt.Errorf("the backup's database: %w", err)
 	}
 	defer db.Close()
-	if beside != nil {
+	if beside != nil && p.signed(revocationsPath(r.Set.DataDir)) {
 		return nil
 	}
 	if r.AcceptLoss {

@@ -3,6 +3,8 @@ package core
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -190,5 +192,45 @@ func TestAFreshHostOfComponentsWithoutADisk(t *testing.T) {
 	})
 	if !revoked() {
 		t.Error("the API key is good again")
+	}
+}
+
+// TestAFreshHostWhereCoreWasStartedAlready: its own CA, which no component knows,
+// counted as newer than the backup's and stayed, and core waited for nobody.
+func TestAFreshHostWhereCoreWasStartedAlready(t *testing.T) {
+	r := start(t, settings(t))
+	r.addGateway("orders")
+	file := r.backup()
+	r.end()
+	fresh := settings(t)
+	start(t, fresh).end()
+	for _, lost := range []string{"", "ca", "core.db"} {
+		if lost != "" {
+			if err := os.Rename(filepath.Join(fresh.DataDir, lost), filepath.Join(t.TempDir(), lost)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		out, err := restoreTo(t, fresh, file, nil)
+		if lost == "core.db" { // as well
+			if err != nil || fmt.Sprint(out.Awaits) != "[gateway/orders]" || out.KeptCA {
+				t.Errorf("%+v, %v", out, err)
+			}
+		} else if err == nil || !strings.Contains(err.Error(), "another core") || exists(restoringPath(fresh.DataDir)) {
+			t.Errorf("without %q: %+v, %v", lost, out, err)
+		}
+	}
+}
+
+// TestRestoreAfterRotations: the CA that is there has no root of the backup's any
+// more, and is the same core's.
+func TestRestoreAfterRotations(t *testing.T) {
+	s := settings(t)
+	r := start(t, s)
+	file := r.backup()
+	must(r.admin.RotateCA(context.Background(), &control.RotateCARequest{Action: control.RotateCARequest_ACTION_COMPROMISED}))
+	r.end()
+	out, err := restoreTo(t, s, file, nil)
+	if err != nil || !out.KeptCA {
+		t.Errorf("%+v, %v", out, err)
 	}
 }
