@@ -241,6 +241,7 @@ func (a *admin) SetComponent(ctx context.Context, in *control.SetComponentReques
 	if err != nil {
 		return nil, refusal(unwrapStatus(err))
 	}
+	was := a.core.connectedFrom(key{role, r.Name})
 	a.core.log.Info("component was changed", "role", role, "name", r.Name, "actor", actor(ctx))
 	if role == pki.RoleProxy {
 		a.core.proxies.kick()
@@ -249,7 +250,7 @@ func (a *admin) SetComponent(ctx context.Context, in *control.SetComponentReques
 		return nil, refusal(err)
 	}
 	row := a.componentRow(r)
-	a.core.setNotes(row, len(in.GetPeers()) > 0)
+	a.core.setNotes(row, len(in.GetPeers()) > 0, was)
 	return row, nil
 }
 

@@ -102,6 +102,8 @@ func (a *admin) componentRow(r store.ComponentRecord) *control.Component {
 	if m == nil || r.State == store.StateRemoved {
 		if r.State == store.StateJoined {
 			row.State, row.Detail = "lost", "it has not connected since core started"
+		}
+		if r.State != store.StateRemoved {
 			row.Notes = a.core.peerNotes(row, nil)
 		}
 		return row

@@ -38,6 +38,12 @@ func (c *core) peerNotes(m *control.Component, report *control.PortReport) []str
 		case !c.peers.set.View().Owns(ownerOf(key{pki.RoleGateway, m.GetName()}), a): // with --peer-check off
 			out = append(out, fmt.Sprintf("%s comes from %s, which is not its address (%s): suggest: sallyport gateway set %s --ip %s", who, observed, strings.Join(m.GetPeers(), ", "), m.GetName(), observed))
 		}
+		if v := c.peers.set.View(); !v.Untried() && !c.peers.off {
+			if names := v.Unresolved(ownerOf(key{pki.RoleGateway, m.GetName()})); len(names) > 0 {
+				out = append(out, fmt.Sprintf("%s cannot come from %s: core finds no address of that name; look at core's log and the name server of its host, or name the gateway by its address: sallyport gateway set %s --ip ADDRESS",
+					who, strings.Join(names, ", "), m.GetName()))
+			}
+		}
 		out = append(out, c.peers.strayNote(key{pki.RoleGateway, m.GetName()})...)
 	case report != nil:
 		observed := report.GetObservedAddress()
@@ -161,9 +167,30 @@ func (c *core) keepsCore(ctx context.Context, what, name string, list []string) 
 		what, name, observed, strings.Join(list, ", "), why, observed)
 }
 
-// setNotes are what the answer of a change says beside the change.
-func (c *core) setNotes(row *control.Component, peersGiven bool) {
-	if !peersGiven || row.GetRole() != string(pki.RoleProxy) {
+// connectedFrom is where a component's control session comes from; invalid if
+// it has none.
+func (c *core) connectedFrom(k key) netip.Addr {
+	if m := c.registry.find(k); m != nil {
+		if s := m.current(); s != nil {
+			return s.Peer.Remote.Addr()
+		}
+	}
+	return netip.Addr{}
+}
+
+// setNotes are what the answer of a change says beside the change. was is from
+// where the component was connected before it; invalid: it was not.
+func (c *core) setNotes(row *control.Component, peersGiven bool, was netip.Addr) {
+	if !peersGiven {
+		return
+	}
+	if row.GetRole() == string(pki.RoleGateway) {
+		// What a name leads to is not known yet.
+		written, err := firewall.ParsePeers(row.GetPeers())
+		if err == nil && was.IsValid() && !c.peers.off && len(written.Names()) == 0 && !written.Allows(was) {
+			row.Notes = append(row.Notes, fmt.Sprintf("gateway %s was connected from %s, which is not among %s: its connections from there end now; if that was not meant: sallyport gateway set %s --ip %s",
+				row.GetName(), was, strings.Join(row.GetPeers(), ", "), row.GetName(), was))
+		}
 		return
 	}
 	if row.GetState() != "connected" {

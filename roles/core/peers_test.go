@@ -198,8 +198,12 @@ func TestPeersFollowChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer silent.Close()
-	if _, err := r.setPeers("gateway", "orders", "127.0.0.2", "localhost.invalid"); err != nil {
+	answer, err := r.setPeers("gateway", "orders", "127.0.0.2")
+	if err != nil {
 		t.Fatal(err)
+	}
+	if notes := strings.Join(answer.GetNotes(), "\n"); !strings.Contains(notes, "if that was not meant: sallyport gateway set orders --ip 127.0.0.1") {
+		t.Errorf("a change that closes what is open does not say so: %q", notes)
 	}
 	silent.SetReadDeadline(time.Now().Add(10 * time.Second))
 	if _, err := silent.Read(make([]byte, 64)); err == nil || errors.Is(err, context.DeadlineExceeded) {
@@ -223,6 +227,19 @@ func TestPeersFollowChanges(t *testing.T) {
 		}
 		return nil
 	})
+	// A name that leads nowhere is in status, also of one that never came.
+	if _, err := r.admin.AddComponent(context.Background(), &control.AddComponentRequest{Role: "gateway", Name: "far", Peers: []string{"localhost.invalid"}}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "status names what has no address", func() error {
+		if all := strings.Join(r.component("gateway", "far").GetNotes(), "\n"); !strings.Contains(all, "cannot come from localhost.invalid") {
+			return errors.New(all)
+		}
+		return nil
+	})
+	if _, err := r.admin.RemoveComponent(context.Background(), &control.RemoveComponentRequest{Role: "gateway", Name: "far"}); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := r.setPeers("gateway", "orders", "127.0.0.1"); err != nil {
 		t.Fatal(err)
 	}
