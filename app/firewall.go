@@ -242,7 +242,7 @@ func firewallProblem(err error) error {
 	case errors.Is(err, firewall.ErrUnconfirmed):
 		return failed("firewall: nothing was changed: "+err.Error(), "keep them with: sallyport firewall confirm\nor wait until the former ones are back")
 	case errors.Is(err, firewall.ErrWatched):
-		return failed("firewall: nothing was changed: "+err.Error(), "stop it first, such as with: systemctl stop sallyport-firewall")
+		return failed("firewall: nothing was changed: "+err.Error(), "stop it first, such as with: systemctl stop sallyport-firewall@core (or @proxy)")
 	case errors.As(err, &late) && late.Err != "":
 		return failed("firewall: "+late.Error(), "see what the kernel has: sallyport firewall check")
 	case errors.As(err, &late):
