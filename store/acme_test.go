@@ -285,6 +285,44 @@ func TestACMELeases(t *testing.T) {
 	}
 }
 
+// TestACMELeaseOfAWrongClock: a lease that was taken while the clock was ahead runs
+// out in its time once the clock is right, and is not lost to who lives.
+func TestACMELeaseOfAWrongClock(t *testing.T) {
+	t.Parallel()
+	ctx, path := t.Context(), filepath.Join(t.TempDir(), "acme.db")
+	a, b := openTestACME(t, path), openTestACME(t, path)
+	var ahead atomic.Int64
+	a.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	a.LeaseTime, b.LeaseTime = 2*time.Second, 2*time.Second
+	ahead.Store(int64(1000 * time.Hour))
+	if ok, err := a.TryLock(ctx, "job"); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	ahead.Store(0)
+	for until := time.Now().Add(3 * time.Second); time.Now().Before(until); time.Sleep(20 * time.Millisecond) {
+		if ok, _ := b.TryLock(ctx, "job"); ok {
+			t.Fatal("taken although it is renewed")
+		}
+	}
+	// Its owner is killed while the clock is ahead.
+	ahead.Store(int64(1000 * time.Hour))
+	if err := a.RenewLockLease(ctx, "job", time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	a.mu.Lock()
+	close(a.leases["job"].stop)
+	delete(a.leases, "job")
+	a.mu.Unlock()
+	patient, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if err := b.Lock(patient, "job"); err != nil {
+		t.Fatalf("what nobody renews is not to be had: %v", err)
+	}
+	if err := b.Unlock(ctx, "job"); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestACMEOpening: processes that start together agree on who makes the tables,
 // and an older one in the way is named.
 func TestACMEOpening(t *testing.T) {

@@ -54,6 +54,11 @@ func (a *ACME) TryLock(ctx context.Context, name string) (bool, error) {
 		taken, err = t.exec(`INSERT INTO lease (name, owner, taken, until) VALUES (?, ?, ?, ?)
 			ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, taken = excluded.taken, until = excluded.until WHERE until < excluded.taken`,
 			name, l.token, nanos(now), nanos(now.Add(a.LeaseTime)))
+		if err == nil && taken == 0 {
+			// Nobody takes one for longer: the clock was ahead. Who lives
+			// renews it in time, for who does not it must not last so long.
+			_, err = t.exec("UPDATE lease SET until = ?1 WHERE name = ?2 AND until > ?1", nanos(now.Add(a.LeaseTime)), name)
+		}
 		return err
 	})
 	if err != nil {
@@ -96,7 +101,7 @@ func (a *ACME) beat(name string, l *lease) {
 
 func (a *ACME) renew(ctx context.Context, name string, l *lease) error {
 	return a.db.update(ctx, func(t *tx) error {
-		n, err := t.exec("UPDATE lease SET until = max(until, ?) WHERE name = ? AND owner = ?", nanos(a.Now().Add(a.LeaseTime)), name, l.token)
+		n, err := t.exec("UPDATE lease SET until = ? WHERE name = ? AND owner = ?", nanos(a.Now().Add(a.LeaseTime)), name, l.token)
 		if err == nil && n == 0 {
 			err = ErrLeaseLost
 		}
