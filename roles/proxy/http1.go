@@ -176,6 +176,8 @@ func (m *inMemory) RemoteAddr() net.Addr { return m.remote }
 func (h *http1) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := r.Context().Value(http1Key{}).(*http1Conn)
 	control := http.NewResponseController(w)
+	// Short answers are taken in time too, or nobody is there.
+	_ = control.SetWriteDeadline(time.Now().Add(h.public.limits.Stall))
 	switch kind := r.Header.Get("Content-Type"); {
 	case strings.HasPrefix(kind, "application/grpc") && !strings.HasPrefix(kind, "application/grpc-web"):
 		h.public.proxy.edge.handshakes.WithLabelValues("no_h2").Inc()
@@ -208,6 +210,7 @@ func (h *http1) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		out.Body, body.over = http.NoBody, true
 	}
 	response, err := c.transport.RoundTrip(out)
+	_ = control.SetWriteDeadline(time.Now().Add(h.public.limits.Stall))
 	if err != nil {
 		body.finish()
 		var large *http.MaxBytesError
@@ -250,6 +253,7 @@ func deliver(w io.Writer, control *http.ResponseController, body io.Reader, stal
 		}
 		switch {
 		case err == io.EOF:
+			_ = control.SetWriteDeadline(time.Now().Add(stall)) // of the end, which is still to be written
 			return true
 		case err != nil:
 			return false
