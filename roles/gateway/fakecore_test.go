@@ -33,11 +33,13 @@ type fakeCore struct {
 	renewed   atomic.Int32
 	recovered atomic.Int32
 	linksMade atomic.Int32
-	refuse    atomic.Pointer[pki.Refusal] // of renewals
-	reports   chan []*control.Certificate // of heartbeats, if wanted
-	files     *link.OutsideSource         // what its port shows, nil: its identity
-	address   string                      // for gateways
-	entrance  string                      // for callers
+	callLinks atomic.Int32
+	brought   atomic.Pointer[[]relay.Field] // by the last call of an app
+	refuse    atomic.Pointer[pki.Refusal]   // of renewals
+	reports   chan []*control.Certificate   // of heartbeats, if wanted
+	files     *link.OutsideSource           // what its port shows, nil: its identity
+	address   string                        // for gateways
+	entrance  string                        // for callers
 	end       *link.CoreEnd
 	pool      relay.Pool
 
@@ -119,6 +121,14 @@ func (c *fakeCore) start() {
 			c.pool.Add(r)
 			c.linksMade.Add(1)
 			_ = r.Run(ctx)
+		},
+		link.ALPNCall: func(ctx context.Context, conn *link.Conn) {
+			c.callLinks.Add(1)
+			_ = relay.NewServer(conn, &relay.Options{Limits: relay.LinkLimits(), Log: log, Hop: "core", Remote: "call link"}, relay.HandlerFunc(func(call *relay.Call) {
+				header := call.Header()
+				c.brought.Store(&header)
+				c.carry(call)
+			})).Run(ctx)
 		},
 	}}
 	if c.files != nil {
