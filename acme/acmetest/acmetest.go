@@ -44,8 +44,7 @@ type CA struct {
 	Root   string // file: who vouches for the directory's TLS
 	Issuer string // file: who vouches for the certificates
 
-	listener net.Listener
-	server   *httptest.Server
+	server *httptest.Server
 
 	mu     sync.Mutex           // guards what follows
 	counts map[string]int       // of requests that succeeded, by Request
