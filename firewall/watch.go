@@ -147,6 +147,7 @@ func (s *watch) load(ctx context.Context, text string) {
 	}
 	s.loaded, s.trouble, s.next = text, "", time.Now().Add(s.Compare)
 	for _, r := range s.wanted {
+		s.allowed(r)
 		s.Say(false, "%s: loaded generation %d, %s", r.role, r.generation, r.Summary())
 		for _, warning := range r.Warnings() {
 			s.Say(true, "%s: %s", r.role, warning)
@@ -222,6 +223,17 @@ func (s *watch) refused(r Rules, list []netip.Addr) {
 	}
 	if more > 0 {
 		s.Say(true, "%s: %d more addresses were refused", r.role, more)
+	}
+}
+
+// allowed forgets that addresses were refused which the rules let pass now: when
+// they are refused another time, that is news.
+func (s *watch) allowed(r Rules) {
+	for id := range s.said {
+		role, text, _ := strings.Cut(id, " ")
+		if a, err := netip.ParseAddr(text); err == nil && role == string(r.role) && r.peers.Allows(a) {
+			delete(s.said, id)
+		}
 	}
 }
 
