@@ -29,7 +29,7 @@ type callVerb struct {
 	Method string `arg:"" optional:"" help:"package.Service/Method."`
 	Body   string `arg:"" optional:"" name:"json" help:"The request as JSON; - reads it from stdin, several documents for client streaming. Default: {}."`
 
-	Address    string        `placeholder:"HOST:PORT" default:"localhost:8443" from:"env" help:"The public port of a proxy (default localhost:8443; SALLYPORT_ADDRESS)."`
+	Address    string        `placeholder:"HOST:PORT" default:"localhost:8443" from:"env" help:"The public port of a proxy, or unix:///PATH, a gateway's entrance (default localhost:8443; SALLYPORT_ADDRESS)."`
 	CA         string        `name:"ca" placeholder:"FILE" type:"path" help:"Roots to verify it with. Default: ca.crt in the local data directory, else the system's."`
 	Cert       string        `placeholder:"FILE" type:"path" help:"Client certificate chain, PEM."`
 	Key        string        `placeholder:"FILE" type:"path" help:"Key of --cert, PEM."`

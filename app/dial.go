@@ -6,14 +6,17 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 
 	"sallyport/acme/pki"
 	"sallyport/configs"
@@ -26,8 +29,14 @@ const caFile = "ca.crt"
 // dial opens the connection of a call. What goes wrong below gRPC is kept in
 // handshakes, because gRPC hands on only its text.
 func (v *callVerb) dial(c *cli) (*grpc.ClientConn, *handshakes, error) {
-	if _, _, err := net.SplitHostPort(v.Address); err != nil {
-		return nil, nil, wrong(fmt.Sprintf("call: --address %q is not HOST:PORT", v.Address), "write for example --address localhost:8443")
+	network, address, plain := "tcp", v.Address, false
+	if path, ok := strings.CutPrefix(v.Address, "unix://"); ok {
+		network, address, plain = "unix", path, true
+	} else if _, _, err := net.SplitHostPort(v.Address); err != nil {
+		return nil, nil, wrong(fmt.Sprintf("call: --address %q is not HOST:PORT", v.Address), "write for example --address localhost:8443, or unix:///run/sallyport/call.sock for a gateway's entrance (--listen)")
+	}
+	if plain && (v.Cert != "" || v.CA != "" || v.ServerName != "") {
+		return nil, nil, wrong("call: --ca, --cert and --server-name concern TLS, and a unix socket has none", "leave them out, or call a tls:// entrance by HOST:PORT")
 	}
 	roots, file, err := v.roots(c)
 	if err != nil {
@@ -47,13 +56,20 @@ func (v *callVerb) dial(c *cli) (*grpc.ClientConn, *handshakes, error) {
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
 	}
 	h := &handshakes{TransportCredentials: credentials.NewTLS(config), file: file, shared: new(lastError)}
-	conn, err := grpc.NewClient("passthrough:///"+v.Address,
+	if plain {
+		h.TransportCredentials = insecure.NewCredentials()
+	}
+	authority := address
+	if plain {
+		authority = "localhost"
+	}
+	conn, err := grpc.NewClient("passthrough:///"+authority,
 		grpc.WithTransportCredentials(h),
 		grpc.WithNoProxy(),
 		grpc.WithUserAgent("sallyport-call/"+version()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)),
-		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
-			nc, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			nc, err := new(net.Dialer).DialContext(ctx, network, address)
 			h.shared.set(err)
 			return nc, err
 		}))
@@ -140,6 +156,10 @@ func (h *handshakes) explain(address string) error {
 	var unknown x509.UnknownAuthorityError
 	var resolve *net.DNSError
 	switch {
+	case strings.HasPrefix(address, "unix://") && (errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist)):
+		return failed("nothing listens at "+address, "does the gateway run, with --listen "+address+"?")
+	case errors.Is(err, syscall.EACCES):
+		return failed("this user may not use "+address, "the gateway's own user may, and the members of its --listen-group")
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return failed("nothing listens at "+address, "is the proxy running? its public port is the one to call: --address HOST:PORT")
 	case errors.As(err, &resolve):

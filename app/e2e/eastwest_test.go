@@ -214,6 +214,9 @@ func TestEastWest(t *testing.T) {
 	if out := run(t, d.coreEnv, "status"); !strings.Contains(out, "unix://"+socket) || !strings.Contains(out, "batch="+loopback) {
 		t.Errorf("status shows no entrances:\n%s", out)
 	}
+	if out, errOut, err := tryRun(nil, "call", "--address", "unix://"+socket, "sallyport.demo.v1.Echo/Say", `{"text":"hello"}`); err != nil || !strings.Contains(out, "gateway/shop") {
+		t.Errorf("sallyport call by the socket: %v\n%s%s", err, out, errOut)
+	}
 	if log := d.gateways["shop"].log.String(); !strings.Contains(log, self) || !strings.Contains(log, "/sallyport.demo.v1.Echo/Say") {
 		t.Error("the access log of the gateway says nothing of its apps' calls")
 	}

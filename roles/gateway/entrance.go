@@ -138,7 +138,7 @@ func (e *entrances) accept(ctx, work context.Context, one *entrance) {
 			pause = 5 * time.Millisecond
 			if !e.come() {
 				nc.Close()
-				e.note(one, netip.AddrPort{}, &pki.Refusal{Code: "too_many", Cause: fmt.Sprintf("more than %d connections of apps", maxApps), Remedy: "let the apps share connections, as gRPC clients do by themselves"})
+				e.note(netip.AddrPort{}, &pki.Refusal{Code: "too_many", Cause: fmt.Sprintf("more than %d connections of apps", maxApps), Remedy: "let the apps share connections, as gRPC clients do by themselves"})
 				continue
 			}
 			e.running.Go(func() {
@@ -212,14 +212,14 @@ func (e *entrances) greet(ctx context.Context, nc net.Conn, a *app) net.Conn {
 	case !secure && kind == link.HTTP2:
 		return first
 	case !secure && kind == link.TLS:
-		e.note(a.entrance, a.remote, &pki.Refusal{Code: pki.CodePlaintext, Cause: "a TLS handshake came to " + where + ", which speaks none",
+		e.note(a.remote, &pki.Refusal{Code: pki.CodePlaintext, Cause: "a TLS handshake came to " + where + ", which speaks none",
 			Remedy: "let the app speak gRPC without TLS (insecure, plaintext) here, or listen on tls://"})
 		return nil
 	case !secure:
-		e.note(a.entrance, a.remote, &pki.Refusal{Code: "not_grpc", Cause: "something that is not gRPC (HTTP/2 without TLS) came to " + where, Remedy: "check what dials it; health and metrics are at --health-address"})
+		e.note(a.remote, &pki.Refusal{Code: "not_grpc", Cause: "something that is not gRPC (HTTP/2 without TLS) came to " + where, Remedy: "check what dials it; health and metrics are at --health-address"})
 		return nil
 	case kind != link.TLS:
-		e.note(a.entrance, a.remote, kind.Refusal(where))
+		e.note(a.remote, kind.Refusal(where))
 		kind.Answer(first, where)
 		return nil
 	}
@@ -233,7 +233,7 @@ func (e *entrances) greet(ctx context.Context, nc net.Conn, a *app) net.Conn {
 			explained := pki.Explain(err)
 			why = &explained
 		}
-		e.note(a.entrance, a.remote, why)
+		e.note(a.remote, why)
 		return nil
 	}
 	a.chain = tc.ConnectionState().PeerCertificates
@@ -241,8 +241,8 @@ func (e *entrances) greet(ctx context.Context, nc net.Conn, a *app) net.Conn {
 }
 
 // note logs why a connection comes to nothing, with a limit.
-func (e *entrances) note(one *entrance, from netip.AddrPort, why *pki.Refusal) {
-	e.refusals.Note(from, one.String(), why)
+func (e *entrances) note(from netip.AddrPort, why *pki.Refusal) {
+	e.refusals.Note(from, "", why)
 }
 
 // tlsConfig is that of the TLS entrances. Certificates are asked for and judged
