@@ -197,3 +197,40 @@ func TestEastWest(t *testing.T) {
 		t.Errorf("after the removal: %v", err)
 	}
 }
+
+// TestInstancesCallAsTheirGateway: grants name a reusable gateway, whose instances
+// have names that nobody can foresee.
+func TestInstancesCallAsTheirGateway(t *testing.T) {
+	r := start(t, settings(t))
+	r.apply(eastWestPolicy)
+	attic := r.addGateway("attic", "acme.*")
+	attic.connect()
+	attic.announce(true, "acme.v1.Orders")
+	r.service("acme.v1.Orders", "attic", "routed")
+	added, err := r.admin.AddComponent(context.Background(), &control.AddComponentRequest{Role: "gateway", Name: "shop", Peers: []string{"127.0.0.1"}, Reusable: true, TtlSeconds: 3600, Uses: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	instance := &gateway{member: newMember(t, pki.RoleGateway, "shop", r.log), core: r.info.GRPCAddress, upstream: attic.upstream, seen: make(chan []relay.Field, 10)}
+	instance.renewer.Dial = instance.dialRenew
+	if err := instance.join(added.GetToken()); err != nil {
+		t.Fatal(err)
+	}
+	if name := instance.self.Credentials().ID.Name; !strings.HasPrefix(name, "shop-") {
+		t.Fatalf("the instance is called %q", name)
+	}
+	instance.connect()
+	app := instance.eastWest()
+	app.say = func(h []relay.Field) []relay.Field {
+		return append(append([]relay.Field{}, h...), relay.Field{Name: relay.HeaderListener})
+	}
+	eventually(t, "the instance's app calls", func() error { _, err := app.call("/acme.v1.Orders/Get"); return err })
+	for _, f := range <-attic.seen {
+		if f.Name == relay.HeaderCaller && f.Value != "spiffe://test.internal/gateway/shop" {
+			t.Errorf("the upstream reads %q", f.Value)
+		}
+	}
+	if !strings.Contains(r.log.String(), "source=\"gateway "+instance.self.Credentials().ID.Name+"\"") {
+		t.Error("the access log does not name the instance")
+	}
+}
