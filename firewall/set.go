@@ -238,6 +238,8 @@ func (s *Set) resolve(ctx context.Context, name string) {
 		return
 	}
 	addrs := usable(found)
+	left := max(len(addrs)-maxAddresses, 0)
+	addrs = addrs[:len(addrs)-left]
 	why := ""
 	switch {
 	case err != nil:
@@ -271,6 +273,9 @@ func (s *Set) resolve(ctx context.Context, name string) {
 		if !slices.Equal(r.addrs, addrs) {
 			s.Log.Info("a peer's name has other addresses", "name", name, "addresses", texts(addrs), "before", texts(r.addrs))
 			r.addrs, first = addrs, true
+			if left > 0 {
+				s.Log.Warn("a peer's name has more addresses than count", "name", name, "left_out", left, "counted", len(addrs), "remedy", "name the peer by a CIDR")
+			}
 		}
 	}
 	if first {
@@ -291,8 +296,7 @@ func usable(found []netip.Addr) []netip.Addr {
 		}
 	}
 	slices.SortFunc(out, netip.Addr.Compare)
-	out = slices.Compact(out)
-	return out[:min(len(out), maxAddresses)]
+	return slices.Compact(out)
 }
 
 func texts(addrs []netip.Addr) []string {

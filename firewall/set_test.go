@@ -176,7 +176,8 @@ func TestSetNames(t *testing.T) {
 func TestSetBounds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var now, most atomic.Int32
-		s := &Set{Lookup: func(ctx context.Context, name string) ([]netip.Addr, error) {
+		var said bytes.Buffer
+		s := &Set{Log: slog.New(slog.NewTextHandler(&said, nil)), Lookup: func(ctx context.Context, name string) ([]netip.Addr, error) {
 			if name == "good.example" {
 				var many []netip.Addr
 				for i := range 1000 {
@@ -214,6 +215,9 @@ func TestSetBounds(t *testing.T) {
 		stop()
 		if err := <-done; err != nil {
 			t.Error(err)
+		}
+		if !strings.Contains(said.String(), "name=good.example left_out=744") {
+			t.Errorf("it was not said that addresses are left out:\n%s", said.String())
 		}
 	})
 }
