@@ -17,15 +17,16 @@ import (
 // client is who is at the other end of a public connection, as far as the
 // handshake tells.
 type client struct {
-	source netip.AddrPort
-	from   *source             // whose share its calls are of
-	secure bool                // TLS ended here
-	http1  bool                // it speaks HTTP/1.1
-	front  bool                // it is a trusted front, and says whom it brings
-	name   string              // source as components tell each other: the bare address
-	chain  []*x509.Certificate // the client certificate it proved to hold, or nil
-	judged atomic.Pointer[judgement]
-	calls  openCalls
+	source  netip.AddrPort
+	from    *source             // whose share its calls are of
+	secure  bool                // TLS ended here
+	http1   bool                // it speaks HTTP/1.1
+	front   bool                // it is a trusted front, and says whom it brings
+	obscure bool                // a balancer brought it, and did not say from where
+	name    string              // source as components tell each other: the bare address
+	chain   []*x509.Certificate // the client certificate it proved to hold, or nil
+	judged  atomic.Pointer[judgement]
+	calls   openCalls
 }
 
 // judgement is what a view says of a client's certificate. It is made once per

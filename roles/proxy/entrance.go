@@ -19,12 +19,13 @@ import (
 // arrival is a connection that got past the door: the balancer has said whom it
 // brings, TLS is up where it is spoken, and what is spoken above is known.
 type arrival struct {
-	nc     net.Conn            // speaks spoken
-	spoken link.Plaintext      // HTTP2, or HTTP1, or what is neither
-	alpn   string              // what TLS agreed on; empty without TLS
-	secure bool                // TLS ends here
-	remote netip.AddrPort      // of the caller, past a balancer
-	chain  []*x509.Certificate // the client certificate it proved to hold, or nil
+	nc      net.Conn            // speaks spoken
+	spoken  link.Plaintext      // HTTP2, or HTTP1, or what is neither
+	alpn    string              // what TLS agreed on; empty without TLS
+	secure  bool                // TLS ends here
+	remote  netip.AddrPort      // of the caller, past a balancer
+	obscure bool                // remote is the balancer's, which did not say whom it brings
+	chain   []*x509.Certificate // the client certificate it proved to hold, or nil
 }
 
 // enter brings a new connection past the door, or answers it and returns nil. It

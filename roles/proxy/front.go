@@ -14,7 +14,8 @@ import (
 // A front is an HTTP proxy before the public port: the edge of a serverless
 // platform, a load balancer that ends TLS. What it says of a caller's address
 // and of TLS counts if it comes from --trusted-front; from anybody else these
-// headers are dropped unread, as they are by every entrance.
+// headers are dropped, as they are by every entrance; on this host alone they are
+// read first, because they tell that a call comes from further away.
 
 // origin is where a call came from: its connection, or who stands behind the
 // front that brought it.
@@ -110,27 +111,29 @@ func hopAddress(s string) (netip.Addr, bool) {
 }
 
 // private says whether a token in this call was kept from the eyes of others on
-// its way, as far as can be known here, and why not.
+// its way, as far as can be known here, and why not. A call from this host is,
+// unless something on this host has brought it from elsewhere: who is named as a
+// front has to say that TLS was used, and what another one says against it counts.
 func private(front relay.Front, from *client) (ok bool, why string) {
+	here := from.source.Addr().IsLoopback()
 	switch {
-	case from.front:
-		said := front.Proto
-		if said == "" {
-			if from.secure || from.source.Addr().IsLoopback() {
-				return true, ""
-			}
-			return false, "the front does not say in x-forwarded-proto that the caller used TLS"
-		}
-		for p := range strings.SplitSeq(said, ",") {
-			if !strings.EqualFold(strings.TrimSpace(p), "https") {
-				return false, "the front says in x-forwarded-proto that the caller did not use TLS: call by https"
-			}
-		}
+	case from.secure && (!from.front || front.Proto == ""):
 		return true, ""
-	case from.secure, from.source.Addr().IsLoopback():
+	case here && from.obscure:
+		return false, "this port speaks no TLS, and the balancer on this host does not say where the call comes from"
+	case here && !from.front && front == (relay.Front{}):
 		return true, ""
+	case !here && !from.front:
+		return false, "this port speaks no TLS, and " + from.source.Addr().String() + " is no --trusted-front that has ended it: call through the front"
+	case front.Proto == "":
+		return false, "the front does not say in x-forwarded-proto that the caller used TLS"
 	}
-	return false, "this port speaks no TLS, and " + from.source.Addr().String() + " is no --trusted-front that has ended it: call through the front"
+	for p := range strings.SplitSeq(front.Proto, ",") {
+		if !strings.EqualFold(strings.TrimSpace(p), "https") {
+			return false, "the front says in x-forwarded-proto that the caller did not use TLS: call by https"
+		}
+	}
+	return true, ""
 }
 
 // noCertificate is the certificate of a public port without TLS.

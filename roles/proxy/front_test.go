@@ -247,23 +247,32 @@ func TestTokensNeedEncryption(t *testing.T) {
 		c.secure, c.front = secure, front
 		return c
 	}
+	obscure := func(c *client) *client { c.obscure = true; return c }
 	for name, c := range map[string]struct {
 		from *client
 		said relay.Front
 		want bool
 	}{
-		"TLS":                         {at("192.0.2.1:1", true, false), relay.Front{}, true},
-		"plaintext":                   {at("192.0.2.1:1", false, false), relay.Front{}, false},
-		"plaintext that claims":       {at("192.0.2.1:1", false, false), relay.Front{Proto: "https"}, false},
-		"this host":                   {at("127.0.0.1:1", false, false), relay.Front{}, true},
-		"this host, IPv6":             {at("[::1]:1", false, false), relay.Front{}, true},
-		"front":                       {at("192.0.2.1:1", false, true), relay.Front{Proto: "HTTPS"}, true},
-		"front that does not say":     {at("192.0.2.1:1", false, true), relay.Front{}, false},
-		"front of a plain caller":     {at("192.0.2.1:1", false, true), relay.Front{Proto: "http"}, false},
-		"TLS from a plain caller":     {at("192.0.2.1:1", true, true), relay.Front{Proto: "http"}, false},
-		"TLS from a front":            {at("192.0.2.1:1", true, true), relay.Front{}, true},
-		"local front, plain caller":   {at("127.0.0.1:1", false, true), relay.Front{Proto: "http"}, false},
-		"front of a front, one plain": {at("192.0.2.1:1", false, true), relay.Front{Proto: "https, http"}, false},
+		"TLS":                                     {at("192.0.2.1:1", true, false), relay.Front{}, true},
+		"plaintext":                               {at("192.0.2.1:1", false, false), relay.Front{}, false},
+		"plaintext that claims":                   {at("192.0.2.1:1", false, false), relay.Front{Proto: "https"}, false},
+		"this host":                               {at("127.0.0.1:1", false, false), relay.Front{}, true},
+		"this host, IPv6":                         {at("[::1]:1", false, false), relay.Front{}, true},
+		"front":                                   {at("192.0.2.1:1", false, true), relay.Front{Proto: "HTTPS"}, true},
+		"front that does not say":                 {at("192.0.2.1:1", false, true), relay.Front{}, false},
+		"front of a plain caller":                 {at("192.0.2.1:1", false, true), relay.Front{Proto: "http"}, false},
+		"TLS from a plain caller":                 {at("192.0.2.1:1", true, true), relay.Front{Proto: "http"}, false},
+		"TLS from a front":                        {at("192.0.2.1:1", true, true), relay.Front{}, true},
+		"local front, plain caller":               {at("127.0.0.1:1", false, true), relay.Front{Proto: "http"}, false},
+		"local front that does not say":           {at("127.0.0.1:1", false, true), relay.Front{}, false},
+		"a front on this host, plain caller":      {at("127.0.0.1:1", false, false), relay.Front{Proto: "http", For: "203.0.113.7"}, false},
+		"a front on this host, one plain":         {at("[::1]:1", false, false), relay.Front{Proto: "https, http"}, false},
+		"a front on this host that does not say":  {at("127.0.0.1:1", false, false), relay.Front{For: "203.0.113.7"}, false},
+		"a front on this host, TLS":               {at("127.0.0.1:1", false, false), relay.Front{Proto: "https", For: "203.0.113.7"}, true},
+		"TLS with headers that mean nothing":      {at("192.0.2.1:1", true, false), relay.Front{Proto: "http"}, true},
+		"a balancer here that does not know whom": {obscure(at("127.0.0.1:1", false, false)), relay.Front{}, false},
+		"the same, TLS":                           {obscure(at("127.0.0.1:1", true, false)), relay.Front{}, true},
+		"front of a front, one plain":             {at("192.0.2.1:1", false, true), relay.Front{Proto: "https, http"}, false},
 	} {
 		got, why := private(c.said, c.from)
 		if got != c.want || !got && why == "" {

@@ -54,7 +54,8 @@ func (l *public) introduced(a *arrival, from **source) bool {
 	}
 	source, ok := header.SourceAddr.(*net.TCPAddr)
 	if !ok {
-		return true // it does not know either
+		a.obscure = true // it does not know either
+		return true
 	}
 	was := link.RemoteOf(a.nc)
 	a.nc = &introducedConn{a.nc, source}

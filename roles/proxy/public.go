@@ -150,6 +150,7 @@ func (l *public) connection(ctx context.Context, raw net.Conn, from *source) {
 	defer a.nc.Close()
 	peer := newClient(a.remote, a.chain)
 	peer.from, peer.secure, peer.front = from, a.secure, contains(l.proxy.settings.TrustedFronts, a.remote.Addr())
+	peer.obscure = a.obscure
 	switch {
 	case a.spoken == link.HTTP1:
 		l.http1.serve(ctx, a.nc, peer)
@@ -179,7 +180,7 @@ func (l *public) server(nc net.Conn, from *client) *relay.Conn {
 	if from.front {
 		limits = frontLimits(limits)
 	}
-	conn := relay.NewServer(nc, &relay.Options{Limits: limits, Metrics: p.frames, Budget: from.from.budget, Log: p.log, Hop: p.hop(), Remote: "caller", Edge: true, Front: from.front,
+	conn := relay.NewServer(nc, &relay.Options{Limits: limits, Metrics: p.frames, Budget: from.from.budget, Log: p.log, Hop: p.hop(), Remote: "caller", Edge: true, Front: from.front || !from.secure && from.source.Addr().IsLoopback(),
 		Violated: p.violated, Web: p.web, Other: p.other}, relay.HandlerFunc(p.serve))
 	conn.SetPeer(from)
 	return conn

@@ -25,8 +25,8 @@ type Options struct {
 	Remote  string       // what is at the other end, as callers read it: "link to gateway orders-1", "upstream orders"
 	Edge    bool         // the peer is not one of our components: reserved headers are dropped, deadlines enforced
 
-	// Front says that the peer is an HTTP proxy that is believed about its
-	// callers: Call.Front has what it says of each.
+	// Front says that the peer is, or may be, an HTTP proxy: Call.Front has what
+	// it says of each caller, for the handler to believe or not.
 	Front bool
 
 	// Violated, if set, hears of a request that broke the header rules and
