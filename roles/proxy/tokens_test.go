@@ -239,3 +239,26 @@ burst = 2
 		}
 	}
 }
+
+// TestTheProxysOwnStreamsEndWithTheirToken: core does not see them, so nobody
+// else ends them when the issuer withdraws the key.
+func TestTheProxysOwnStreamsEndWithTheirToken(t *testing.T) {
+	t.Parallel()
+	core := newFakeCore(t)
+	mine, other := newSigning(t, "k1"), newSigning(t, "k2")
+	core.part.Policy, core.part.Issuers = []byte(tokenPolicy), mine.known()
+	r := joined(t, core)
+	ctx, cancel := context.WithTimeout(withKey(t.Context(), mine.token(nil)), 20*time.Second)
+	defer cancel()
+	watch, err := healthpb.NewHealthClient(r.dial(nil)).Watch(ctx, &healthpb.HealthCheckRequest{})
+	if err == nil {
+		_, err = watch.Recv()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	core.change(func(p *control.ProxyPart) { p.Issuers = other.known() })
+	if _, err := watch.Recv(); status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "do not hold any more") {
+		t.Errorf("a stream whose key was withdrawn: %v", err)
+	}
+}
