@@ -2,6 +2,7 @@ package core
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -26,6 +27,7 @@ const (
 // and when a token names one that is not known, never on behalf of one call and
 // not more than once in ten seconds. While an issuer cannot be reached, the keys
 // that it published before go on for a day; a token by any other key is refused.
+// One that answers with no key to be believed has withdrawn those before.
 type issuers struct {
 	log     *slog.Logger
 	fetch   func(ctx context.Context, url string) (*token.Keys, error)
@@ -157,7 +159,7 @@ func (s *issuers) begin(ctx context.Context) time.Duration {
 func (s *issuers) refresh(ctx context.Context, i *issuer) {
 	keys, err := s.keys(ctx, i.url, i.file)
 	s.mu.Lock()
-	now, former := s.now(), i.keys
+	now, former, withdrawn := s.now(), i.keys, false
 	every := keysEvery
 	if i.file != "" {
 		every = fileEvery
@@ -175,7 +177,10 @@ func (s *issuers) refresh(ctx context.Context, i *issuer) {
 		}
 		i.due = now.Add(min(keysRetry<<min(i.failures, 10), keysSlow, every))
 		i.failures++
-		if i.keys != nil && now.Sub(i.good) > keysMaxAge {
+		withdrawn = errors.Is(err, token.ErrWithdrawn)
+		if withdrawn {
+			i.keys = nil
+		} else if i.keys != nil && now.Sub(i.good) > keysMaxAge {
 			s.log.Error("the keys of an issuer of tokens are too old to be believed, its tokens are refused", "issuer", i.url, "fetched", i.good)
 			i.keys = nil
 		}
@@ -185,7 +190,7 @@ func (s *issuers) refresh(ctx context.Context, i *issuer) {
 		s.log.Info("the keys of an issuer of tokens are in force", "issuer", i.url, "keys", i.keys.Len())
 	}
 	s.mu.Unlock()
-	if err == nil && i.file == "" {
+	if (err == nil || withdrawn) && i.file == "" {
 		s.keep()
 	}
 	if changed && ctx.Err() == nil {

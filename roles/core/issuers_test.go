@@ -69,7 +69,7 @@ func (i *fakeIssuer) down(err error, block chan struct{}) {
 func (i *fakeIssuer) jwks() []byte {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	var set jose.JSONWebKeySet
+	set := jose.JSONWebKeySet{Keys: []jose.JSONWebKey{}}
 	for id, key := range i.keys {
 		set.Keys = append(set.Keys, jose.JSONWebKey{Key: key.Public(), KeyID: id, Use: "sig"})
 	}
@@ -405,6 +405,21 @@ func TestKeysFromAFile(t *testing.T) {
 	if n := i.fetches.Load(); n != 0 {
 		t.Errorf("%d fetches beside the file", n)
 	}
+	// Keys that were withdrawn do not go on as if the issuer were away.
+	now := i.token("k2", nil)
+	i.rotate()
+	write()
+	eventually(t, "an empty set withdraws every key", func() error {
+		if _, err := p.call("/acme.v1.Orders/Get", bearer(now)...); err == nil {
+			return errors.New("its token is good")
+		}
+		return nil
+	})
+	i.rotate("k3")
+	write()
+	eventually(t, "the next key is in force", func() error {
+		return second(p.call("/acme.v1.Orders/Get", bearer(i.token("k3", nil))...))
+	})
 	var keys []*control.IssuerKeys
 	snapshot, _ := p.last()
 	if keys = snapshot.GetProxy().GetIssuers(); len(keys) != 1 || keys[0].GetUrl() != login || strings.Contains(string(keys[0].GetJwks()), `"d"`) {

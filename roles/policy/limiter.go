@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"crypto/sha256"
 	"hash/maphash"
 	"net/netip"
 	"sync"
@@ -13,6 +14,7 @@ const (
 	limiterShards = 16
 	limiterShare  = 4096 // buckets of a shard: 65536 parties altogether
 	limiterSample = 8    // buckets that are looked at to find one that is not needed
+	maxParty      = 64   // bytes of a name that a bucket holds; longer ones by their hash
 )
 
 // Limiter remembers how much of each [[limit]] each party has used. It belongs
@@ -42,6 +44,10 @@ type bucketKey struct {
 func (m *Limiter) Allow(l *Limit, who string, now time.Time) (wait time.Duration, ok bool) {
 	if l == nil {
 		return 0, true
+	}
+	if len(who) > maxParty {
+		sum := sha256.Sum256([]byte(who))
+		who = string(sum[:])
 	}
 	m.once.Do(func() { m.seed = maphash.MakeSeed() })
 	s := &m.shards[maphash.String(m.seed, who)%limiterShards]

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 )
@@ -70,6 +71,30 @@ func TestSourceOf(t *testing.T) {
 		"2001:db8:1:2:3:4:5:6": "2001:db8:1:2::/64", "[2001:db8:1:2::9%eth0]:1": "2001:db8:1:2::/64", "": "unknown", "x": "unknown"} {
 		if got := SourceOf(in); got != want {
 			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}
+
+// TestLimiterHoldsNoLongNames: identities may have thousands of bytes, and a
+// proxy that lies can make them up.
+func TestLimiterHoldsNoLongNames(t *testing.T) {
+	var m Limiter
+	now := time.Unix(1e9, 0)
+	row := &Limit{Match: "/a.B/*", Rate: 1, Burst: 1}
+	long := strings.Repeat("x", 2000)
+	for _, who := range []string{long + "a", long + "b"} {
+		if _, ok := m.Allow(row, who, now); !ok {
+			t.Error("two long names are one party")
+		}
+		if _, ok := m.Allow(row, who, now); ok {
+			t.Error("a long name is not limited")
+		}
+	}
+	for i := range m.shards {
+		for key := range m.shards[i].buckets {
+			if len(key.who) > maxParty {
+				t.Errorf("a bucket holds a name of %d bytes", len(key.who))
+			}
 		}
 	}
 }

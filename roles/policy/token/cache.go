@@ -28,7 +28,8 @@ func sorted(list []string) []string {
 
 const (
 	cacheShards = 16
-	cacheHalf   = 1024 // entries of half a shard: 32768 tokens altogether
+	cacheHalf   = 1024    // entries of half a shard: 32768 tokens altogether
+	cacheBytes  = 1 << 20 // of what they hold: 32 MiB altogether
 )
 
 // cache knows verified tokens by their hash. Each part has two halves: what is
@@ -38,6 +39,7 @@ type cache struct {
 	shards [cacheShards]struct {
 		mu           sync.RWMutex // guards what follows
 		newer, older map[[sha256.Size]byte]policy.Caller
+		bytes        int // that the newer half holds, roughly
 	}
 }
 
@@ -60,8 +62,18 @@ func (c *cache) put(sum [sha256.Size]byte, caller policy.Caller) {
 	s := &c.shards[sum[0]%cacheShards]
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.newer) >= cacheHalf || s.newer == nil {
-		s.older, s.newer = s.newer, make(map[[sha256.Size]byte]policy.Caller)
+	if len(s.newer) >= cacheHalf || s.bytes >= cacheBytes || s.newer == nil {
+		s.older, s.newer, s.bytes = s.newer, make(map[[sha256.Size]byte]policy.Caller), 0
 	}
 	s.newer[sum] = caller
+	s.bytes += weight(&caller)
+}
+
+// weight is how much a caller holds, in bytes.
+func weight(c *policy.Caller) int {
+	n := len(c.ID)
+	for _, p := range c.Permissions {
+		n += 16 + len(p)
+	}
+	return n
 }

@@ -34,9 +34,14 @@ type Keys struct {
 	raw  []byte
 }
 
+// ErrWithdrawn is a key set by which no token can be believed: its issuer has
+// answered, and keys that it published before must not go on as if it were away.
+var ErrWithdrawn = errors.New("its tokens are refused")
+
 // ParseKeys reads a JSON Web Key Set (RFC 7517) of at most 512 KiB. Keys for
-// other purposes, and of kinds that sign no tokens here, are left out; a set
-// without any other is an error, and so is a private or a weak key.
+// other purposes, weak ones, and those of kinds that sign no tokens here are left
+// out. A set without any other is ErrWithdrawn, and so is one with a private key,
+// which everybody has who can read it.
 func ParseKeys(raw []byte) (*Keys, error) {
 	if len(raw) > maxJWKS {
 		return nil, fmt.Errorf("the key set is larger than %d KiB", maxJWKS>>10)
@@ -44,13 +49,13 @@ func ParseKeys(raw []byte) (*Keys, error) {
 	var set struct {
 		Keys []json.RawMessage `json:"keys"`
 	}
-	if err := json.Unmarshal(raw, &set); err != nil {
+	if err := json.Unmarshal(raw, &set); err != nil || set.Keys == nil {
 		return nil, errors.New("this is no JSON Web Key Set")
 	}
 	if len(set.Keys) > maxKeys {
 		return nil, fmt.Errorf("the key set holds %d keys, and %d are read at most", len(set.Keys), maxKeys)
 	}
-	k := &Keys{}
+	k, weak := &Keys{}, ""
 	for _, one := range set.Keys {
 		var key jose.JSONWebKey
 		if err := json.Unmarshal(one, &key); err != nil {
@@ -60,13 +65,14 @@ func ParseKeys(raw []byte) (*Keys, error) {
 			if _, symmetric := key.Key.([]byte); symmetric {
 				continue
 			}
-			return nil, errors.New("the key set holds a private key: publish the public half, and make a new one")
+			return nil, fmt.Errorf("the key set holds a private key, %w: publish the public half, and make a new one", ErrWithdrawn)
 		}
 		if key.Use != "" && key.Use != "sig" || !key.Valid() || len(key.KeyID) > maxKeyID {
 			continue
 		}
 		if r, ok := key.Key.(*rsa.PublicKey); ok && (r.N.BitLen() < minRSA || r.N.BitLen() > maxRSA) {
-			return nil, fmt.Errorf("the key set holds an RSA key of %d bits, and %d to %d are accepted", r.N.BitLen(), minRSA, maxRSA)
+			weak = fmt.Sprintf(": one has %d bits, and %d to %d are accepted", r.N.BitLen(), minRSA, maxRSA)
+			continue
 		}
 		if key.Algorithm != "" && !fits(&key, key.Algorithm) {
 			continue
@@ -75,7 +81,7 @@ func ParseKeys(raw []byte) (*Keys, error) {
 		k.list = append(k.list, jose.JSONWebKey{Key: key.Key, KeyID: key.KeyID, Algorithm: key.Algorithm, Use: "sig"})
 	}
 	if len(k.list) == 0 {
-		return nil, errors.New("the key set holds no key that can verify tokens (RSA, EC or Ed25519, for signatures)")
+		return nil, fmt.Errorf("the key set holds no key that can verify tokens (RSA, EC or Ed25519, for signatures)%s; %w", weak, ErrWithdrawn)
 	}
 	var err error
 	if k.raw, err = json.Marshal(jose.JSONWebKeySet{Keys: k.list}); err != nil {

@@ -190,7 +190,7 @@ func permissions(m map[string]any, issuer *policy.Issuer) []string {
 	var list []string
 	give := func(word string) {
 		if len(list) < maxClaim && issuer.Grants(word) {
-			list = append(list, word)
+			list = append(list, strings.Clone(word)) // which keeps the rest of the claim out of caches
 		}
 	}
 	for _, name := range issuer.PermissionClaims {

@@ -13,6 +13,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"maps"
 	"slices"
 	"strings"
@@ -377,6 +378,22 @@ func TestCacheIsBoundedAndEnds(t *testing.T) {
 	if n > 2*cacheShards*cacheHalf {
 		t.Errorf("%d tokens are kept", n)
 	}
+	// By what they hold, too: tokens may have thousands of permissions.
+	large := make([]string, 1000)
+	for i := range large {
+		large[i] = strings.Repeat("p", 16)
+	}
+	c = cache{}
+	for i := range 4 * cacheShards * cacheHalf {
+		c.put(sha256.Sum256([]byte{byte(i), byte(i >> 8), byte(i >> 16)}), policy.Caller{Permissions: large})
+	}
+	n = 0
+	for i := range c.shards {
+		n += len(c.shards[i].newer) + len(c.shards[i].older)
+	}
+	if most := (64 << 20) / (16 * len(large)); n > most {
+		t.Errorf("%d large tokens are kept, and there is room for %d", n, most)
+	}
 }
 
 func TestKeySets(t *testing.T) {
@@ -407,6 +424,8 @@ func TestKeySets(t *testing.T) {
 		"none":            {`{"keys":[]}`, 0, "no key that can verify"},
 		"a private key":   {string(private), 0, "private key"},
 		"a weak key":      {string(small), 0, "1024 bits"},
+		"a weak key more": {strings.TrimSuffix(string(small), "]}") + "," + inner + "]}", 1, ""},
+		"no set":          {`{"error":"unavailable"}`, 0, "no JSON Web Key Set"},
 		"no JSON":         {"<html>", 0, "no JSON Web Key Set"},
 		"too large":       {strings.Repeat(" ", maxJWKS+1), 0, "larger than"},
 		"too many":        {`{"keys":[` + strings.Repeat("1,", maxKeys) + `1]}`, 0, "101 keys"},
@@ -414,6 +433,11 @@ func TestKeySets(t *testing.T) {
 		keys, err := ParseKeys([]byte(c.raw))
 		if keys.Len() != c.keys || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%s: %d keys, %v", name, keys.Len(), err)
+		}
+		// What no issuer means to say is an answer that has gone wrong; the rest is one.
+		garbled := strings.HasPrefix(c.want, "no JSON") || strings.HasPrefix(c.want, "larger") || strings.HasPrefix(c.want, "101")
+		if errors.Is(err, ErrWithdrawn) != (err != nil && !garbled) {
+			t.Errorf("%s: keys from before go on: %v", name, err)
 		}
 	}
 }
