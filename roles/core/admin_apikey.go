@@ -63,7 +63,7 @@ func (a *admin) RevokeAPIKey(ctx context.Context, in *control.RevokeAPIKeyReques
 	since := time.Now()
 	k, err := a.core.db.RevokeAPIKey(ctx, actor(ctx), in.GetName())
 	if err != nil {
-		return nil, refusal(err)
+		return nil, a.noKey(ctx, err, in.GetName())
 	}
 	a.core.log.Info("API key was revoked", "name", k.Name, "prefix", k.Prefix, "actor", actor(ctx))
 	if err := a.core.publisher.publish(ctx); err != nil {

@@ -239,7 +239,7 @@ func (a *admin) SetComponent(ctx context.Context, in *control.SetComponentReques
 		return setRole(what, r, address, serve)
 	})
 	if err != nil {
-		return nil, refusal(unwrapStatus(err))
+		return nil, a.noComponent(ctx, unwrapStatus(err), what, role, in.GetName())
 	}
 	was := a.core.connectedFrom(key{role, r.Name})
 	a.core.log.Info("component was changed", "role", role, "name", r.Name, "actor", actor(ctx))
@@ -317,7 +317,7 @@ func (a *admin) RemoveComponent(ctx context.Context, in *control.RemoveComponent
 	since := time.Now()
 	r, err := c.db.RemoveComponent(ctx, actor(ctx), role, in.GetName())
 	if err != nil {
-		return nil, refusal(err)
+		return nil, a.noComponent(ctx, err, string(role)+" rm "+clean(in.GetName()), role, in.GetName())
 	}
 	published := c.cutRevoked(ctx)
 	c.settle(context.WithoutCancel(ctx), key{role, r.Name})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"google.golang.org/grpc/codes"
@@ -110,7 +111,7 @@ func (a *admin) ShowPolicy(ctx context.Context, in *control.ShowPolicyRequest) (
 		return &control.ShowPolicyResponse{Policy: a.core.router.ruling.Load().policy.Text(), Actor: "built in"}, nil
 	}
 	if err != nil {
-		return nil, refusal(err)
+		return nil, absent(err, "policy show", "version", strconv.FormatUint(in.GetVersion(), 10), "sallyport policy show prints the one in force, sallyport audit ls when each was applied", nil)
 	}
 	return &control.ShowPolicyResponse{Version: r.Version, Policy: r.Text, Actor: string(r.Actor), AppliedUnix: seconds(r.Applied)}, nil
 }

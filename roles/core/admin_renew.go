@@ -53,7 +53,7 @@ func (a *admin) RenewComponents(ctx context.Context, in *control.RenewComponents
 			return nil, err
 		}
 		if _, err := c.db.Component(ctx, of, name); err != nil {
-			return nil, refusal(err)
+			return nil, a.noComponent(ctx, err, "cert renew "+clean(label), of, name)
 		}
 		who = append(who, c.registry.get(key{of, name}))
 	}

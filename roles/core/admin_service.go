@@ -28,7 +28,7 @@ func (a *admin) AllowService(ctx context.Context, in *control.AllowServiceReques
 	}
 	r, err := a.core.db.AllowService(ctx, actor(ctx), in.GetService(), in.GetGateway())
 	if err != nil {
-		return nil, refusal(err)
+		return nil, a.noComponent(ctx, err, "service allow "+in.GetService(), pki.RoleGateway, in.GetGateway())
 	}
 	a.core.log.Info("service was allowed", "service", r.Service, "gateway", r.Gateway, "actor", actor(ctx))
 	if err := a.core.publisher.publish(ctx); err != nil {

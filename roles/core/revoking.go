@@ -90,7 +90,7 @@ func (a *admin) RevokeCertificate(ctx context.Context, in *control.RevokeCertifi
 	}
 	done, err := c.db.RevokeCertificate(ctx, actor(ctx), request, since)
 	if err != nil {
-		return nil, refusal(err)
+		return nil, a.noCertificate(ctx, err, request.Identity, request.Serial)
 	}
 	c.log.Info("revoked", "serials", len(done.Serials), "components", len(done.Components), "identity", clean(request.Identity), "serial", request.Serial,
 		"reason", clean(in.GetReason()), "actor", actor(ctx))
