@@ -109,6 +109,7 @@ type domain struct {
 	trouble  string    // why there is no newer one
 	failures int       // in a row
 	next     time.Time // of the next attempt after a failure
+	due      int       // certificates in a row that were due at once
 }
 
 // State is what there is to say of one domain.

@@ -21,7 +21,7 @@ func (m *Manager) keep(ctx context.Context, d *domain) {
 		if ctx.Err() != nil {
 			return
 		}
-		wait := m.set.Check
+		wait := max(m.set.Check, d.pace())
 		if err != nil {
 			wait = m.failed(d, err)
 		}
@@ -75,6 +75,9 @@ func (m *Manager) look(ctx context.Context, d *domain) error {
 	m.serve(d, cert)
 	if !cert.NeedsRenewal(m.config) {
 		d.well()
+		d.mu.Lock()
+		d.due = 0
+		d.mu.Unlock()
 		return nil
 	}
 	former := cert.Hash()
@@ -90,7 +93,28 @@ func (m *Manager) look(ctx context.Context, d *domain) error {
 	}
 	m.serve(d, cert)
 	d.well()
+	if !cert.NeedsRenewal(m.config) {
+		return nil
+	}
+	d.mu.Lock()
+	d.due++
+	first := d.due == 1
+	d.mu.Unlock()
+	if first {
+		m.log.Warn("the CA's certificate is due for renewal as soon as it is there, the next ones are ordered ever later", "domain", d.name,
+			"until", cert.Leaf.NotAfter.UTC(), "likely", "this host's clock is ahead, the CA's certificates are very short, or it asks for renewal itself")
+	}
 	return nil
+}
+
+// pace is how long to wait because certificates are due at once.
+func (d *domain) pace() time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.held == nil {
+		return 0
+	}
+	return pace(d.due, time.Until(d.held.Leaf.NotAfter))
 }
 
 // well notes that nothing is wrong.
@@ -214,6 +238,9 @@ func backoff(failures int, err error) time.Duration {
 		if problem.Status == http.StatusTooManyRequests || problem.Type == acme.ProblemTypeRateLimited {
 			wait = max(wait, limitPause)
 		}
+	}
+	if _, ok := errors.AsType[*useless](err); ok {
+		wait = refusalPauses[min(failures, len(refusalPauses))-1]
 	}
 	return wait + rand.N(wait/10+1)
 }

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/caddyserver/certmagic"
 	"golang.org/x/crypto/chacha20poly1305"
@@ -28,6 +29,9 @@ type sealed struct {
 	Storage
 	aead    cipher.AEAD
 	keyFile string
+
+	mu   sync.Mutex        // guards what follows
+	keys map[string][]byte // by domain: the one that was stored before its chain, see inspect
 }
 
 // probe is a value that says whether the key is that of this storage.
@@ -47,7 +51,7 @@ func openSealed(ctx context.Context, s Storage, keyFile string) (*sealed, error)
 	if err != nil {
 		return nil, err
 	}
-	v := &sealed{Storage: s, aead: aead, keyFile: keyFile}
+	v := &sealed{Storage: s, aead: aead, keyFile: keyFile, keys: make(map[string][]byte)}
 	switch _, err := v.Load(ctx, probe); {
 	case errors.Is(err, fs.ErrNotExist):
 		// Two processes that start together write the same.
@@ -104,8 +108,11 @@ func makeKey(path string) error {
 
 func (s *sealed) overhead() int64 { return int64(s.aead.NonceSize() + s.aead.Overhead()) }
 
-// Store seals value and stores it.
+// Store seals value and stores it, unless it is a certificate of no use.
 func (s *sealed) Store(ctx context.Context, key string, value []byte) error {
+	if err := s.inspect(key, value); err != nil {
+		return refused(ctx, err)
+	}
 	nonce := make([]byte, s.aead.NonceSize(), len(value)+int(s.overhead()))
 	_, _ = rand.Read(nonce)
 	return s.Storage.Store(ctx, key, s.aead.Seal(nonce, nonce, value, []byte(key)))

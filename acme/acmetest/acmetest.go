@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"io"
 	"log"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -49,6 +50,7 @@ type CA struct {
 	mu     sync.Mutex           // guards what follows
 	counts map[string]int       // of requests that succeeded, by Request
 	before func(request string) // called before each request that changes something
+	forge  func([]byte) []byte  // what is sent instead of a chain
 }
 
 // The requests that are counted.
@@ -131,6 +133,14 @@ func (c *CA) Before(f func(request string)) {
 	c.before = f
 }
 
+// Forge sets what makes other chains, in PEM, of those that are downloaded; nil:
+// they are sent as they are.
+func (c *CA) Forge(f func(chain []byte) []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.forge = f
+}
+
 // Count is how many requests of a kind have succeeded.
 func (c *CA) Count(request string) int {
 	c.mu.Lock()
@@ -150,13 +160,22 @@ func (c *CA) serve(next http.Handler, w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c.mu.Lock()
-	before := c.before
+	before, forge := c.before, c.forge
 	c.mu.Unlock()
 	if before != nil {
 		before(kind)
 	}
 	s := &status{ResponseWriter: w, code: http.StatusOK}
-	next.ServeHTTP(s, r)
+	if kind == Download && forge != nil {
+		kept := httptest.NewRecorder()
+		next.ServeHTTP(kept, r)
+		maps.Copy(w.Header(), kept.Header())
+		w.Header().Del("Content-Length")
+		s.WriteHeader(kept.Code)
+		_, _ = w.Write(forge(kept.Body.Bytes()))
+	} else {
+		next.ServeHTTP(s, r)
+	}
 	if good := s.code == http.StatusOK || s.code == http.StatusCreated; good && (kind != NewAccount || s.code == http.StatusCreated) {
 		c.mu.Lock()
 		c.counts[kind]++
