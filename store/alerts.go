@@ -75,12 +75,13 @@ type HeldCertificate struct {
 	NotBefore time.Time
 	NotAfter  time.Time
 	Error     string // why a newer file was not taken
+	Warning   string // what will be wrong with this one
 	Reported  time.Time
 }
 
 func scanHeld(row func(...any) error) (h HeldCertificate, err error) {
 	var notBefore, notAfter, reported int64
-	err = row(&h.Role, &h.Name, &h.What, &h.Subject, &h.Serial, &notBefore, &notAfter, &h.Error, &reported)
+	err = row(&h.Role, &h.Name, &h.What, &h.Subject, &h.Serial, &notBefore, &notAfter, &h.Error, &h.Warning, &reported)
 	h.NotBefore, h.NotAfter, h.Reported = moment(notBefore), moment(notAfter), moment(reported)
 	return h, err
 }
@@ -100,9 +101,9 @@ func (c *Core) ReportCertificates(ctx context.Context, role pki.Role, name strin
 			return err
 		}
 		for _, h := range list {
-			if _, err := t.exec(`INSERT INTO held_certificates (role, name, what, subject, serial, not_before, not_after, error, reported)
-					VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (role, name, what) DO NOTHING`,
-				role, name, clean(h.What, 128), clean(h.Subject, 512), clean(h.Serial, 64), nanos(h.NotBefore), nanos(h.NotAfter), clean(h.Error, 512), nanos(t.now)); err != nil {
+			if _, err := t.exec(`INSERT INTO held_certificates (role, name, what, subject, serial, not_before, not_after, error, warning, reported)
+					VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (role, name, what) DO NOTHING`,
+				role, name, clean(h.What, 128), clean(h.Subject, 512), clean(h.Serial, 64), nanos(h.NotBefore), nanos(h.NotAfter), clean(h.Error, 512), clean(h.Warning, 512), nanos(t.now)); err != nil {
 				return err
 			}
 		}
@@ -118,7 +119,7 @@ func (c *Core) ReportCertificates(ctx context.Context, role pki.Role, name strin
 // first comes first.
 func (c *Core) HeldCertificates(ctx context.Context) ([]HeldCertificate, error) {
 	list, err := all(ctx, c.db.reader, scanHeld,
-		"SELECT role, name, what, subject, serial, not_before, not_after, error, reported FROM held_certificates ORDER BY not_after, role, name, what")
+		"SELECT role, name, what, subject, serial, not_before, not_after, error, warning, reported FROM held_certificates ORDER BY not_after, role, name, what")
 	if err != nil {
 		return nil, fmt.Errorf("read reported certificates: %w", err)
 	}

@@ -63,7 +63,7 @@ func TestReportedCertificates(t *testing.T) {
 		join(t, c, ComponentRecord{Role: pki.RoleGateway, Name: "a"})
 		add(t, c, ComponentRecord{Role: pki.RoleProxy, Name: "p"}, tokenFor("p"))
 		held := func(what string, end time.Duration) HeldCertificate {
-			return HeldCertificate{What: what, Subject: "CN=" + what, Serial: "0a", NotBefore: noon, NotAfter: noon.Add(end)}
+			return HeldCertificate{What: what, Subject: "CN=" + what, Serial: "0a", Warning: "CA ends", NotBefore: noon, NotAfter: noon.Add(end)}
 		}
 		if err := errors.Join(
 			c.ReportCertificates(ctx, pki.RoleGateway, "a", []HeldCertificate{held("export", time.Hour), held("upstream orders", 9*time.Hour)}),
@@ -73,7 +73,7 @@ func TestReportedCertificates(t *testing.T) {
 			t.Fatal(err)
 		}
 		list, err := c.HeldCertificates(ctx)
-		if err != nil || len(list) != 3 || list[0].Name != "p" || list[2].Role != pki.RoleGateway || list[2].What != "export" || !list[2].NotAfter.Equal(noon.Add(5*time.Hour)) || list[2].Reported != noon {
+		if err != nil || len(list) != 3 || list[0].Name != "p" || list[2].Role != pki.RoleGateway || list[2].What != "export" || !list[2].NotAfter.Equal(noon.Add(5*time.Hour)) || list[2].Reported != noon || list[2].Warning != "CA ends" {
 			t.Fatalf("%+v, %v", list, err)
 		}
 		if strings.Contains(list[1].What, "\n") {

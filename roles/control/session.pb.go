@@ -2420,7 +2420,8 @@ type Certificate struct {
 	Serial        string                 `protobuf:"bytes,3,opt,name=serial,proto3" json:"serial,omitempty"`
 	NotBeforeUnix int64                  `protobuf:"varint,4,opt,name=not_before_unix,json=notBeforeUnix,proto3" json:"not_before_unix,omitempty"`
 	NotAfterUnix  int64                  `protobuf:"varint,5,opt,name=not_after_unix,json=notAfterUnix,proto3" json:"not_after_unix,omitempty"`
-	Error         string                 `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"` // why a newer file was not taken
+	Error         string                 `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"`     // why a newer file was not taken
+	Warning       string                 `protobuf:"bytes,7,opt,name=warning,proto3" json:"warning,omitempty"` // what will be wrong with this one, such as that it outlives its CA
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2493,6 +2494,13 @@ func (x *Certificate) GetNotAfterUnix() int64 {
 func (x *Certificate) GetError() string {
 	if x != nil {
 		return x.Error
+	}
+	return ""
+}
+
+func (x *Certificate) GetWarning() string {
+	if x != nil {
+		return x.Warning
 	}
 	return ""
 }
@@ -2740,14 +2748,15 @@ const file_roles_control_session_proto_rawDesc = "" +
 	"\x12OutsideCertificate\x12\x12\n" +
 	"\x04mode\x18\x01 \x01(\tR\x04mode\x12\x1f\n" +
 	"\vserver_name\x18\x02 \x01(\tR\n" +
-	"serverName\"\xb7\x01\n" +
+	"serverName\"\xd1\x01\n" +
 	"\vCertificate\x12\x12\n" +
 	"\x04what\x18\x01 \x01(\tR\x04what\x12\x18\n" +
 	"\asubject\x18\x02 \x01(\tR\asubject\x12\x16\n" +
 	"\x06serial\x18\x03 \x01(\tR\x06serial\x12&\n" +
 	"\x0fnot_before_unix\x18\x04 \x01(\x03R\rnotBeforeUnix\x12$\n" +
 	"\x0enot_after_unix\x18\x05 \x01(\x03R\fnotAfterUnix\x12\x14\n" +
-	"\x05error\x18\x06 \x01(\tR\x05error\"G\n" +
+	"\x05error\x18\x06 \x01(\tR\x05error\x12\x18\n" +
+	"\awarning\x18\a \x01(\tR\awarning\"G\n" +
 	"\x05Alert\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x16\n" +

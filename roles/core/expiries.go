@@ -34,6 +34,7 @@ type watched struct {
 	notBefore, notAfter                     time.Time
 	ours                                    bool   // issued here: notBefore lies before that
 	trouble                                 string // why a newer file was not taken
+	warning                                 string // what will be wrong with this one
 	told                                    string // the component that says so; empty: core knows
 	remedy                                  string
 	spki                                    []byte
@@ -69,6 +70,8 @@ func (w *watched) alert(now time.Time) string {
 		return "could not be renewed: " + w.trouble
 	case w.trouble != "":
 		return "a newer file was not taken"
+	case w.warning != "":
+		return "outlives its CA: " + w.warning
 	}
 	return ""
 }
@@ -161,6 +164,10 @@ func (e *expiries) judge(ctx context.Context, w *watched, now time.Time) {
 		a.Once = "expires 1/4 " + once
 		e.core.alerts.raise(ctx, a)
 	}
+	if w.warning != "" && now.Before(w.notAfter) {
+		e.core.alerts.raise(ctx, alert{Code: "certificate_outlives", Subject: w.name(), Once: "outlives " + once, From: w.told,
+			Text: fmt.Sprintf("the certificate of %s outlives its CA: %s", w.name(), w.warning), Remedy: "put a chain there that ends later; it is picked up without a restart"})
+	}
 	trouble := "file " + w.holder
 	switch {
 	case w.trouble == "":
@@ -224,7 +231,7 @@ func (e *expiries) list(ctx context.Context, now time.Time) ([]watched, error) {
 			continue // issued here, and listed
 		}
 		w := watched{kind: "file", subject: h.Subject, serial: h.Serial, holder: string(h.Role) + "/" + h.Name + ": " + h.What,
-			told: string(h.Role) + "/" + h.Name, notBefore: h.NotBefore, notAfter: h.NotAfter, trouble: h.Error, remedy: "renew the file; it is picked up without a restart"}
+			told: string(h.Role) + "/" + h.Name, notBefore: h.NotBefore, notAfter: h.NotAfter, trouble: h.Error, warning: h.Warning, remedy: "renew the file; it is picked up without a restart"}
 		if link.Ordered(h.What) {
 			w.kind, w.remedy = "acme", orderedRemedy
 		}
@@ -238,7 +245,7 @@ func (e *expiries) list(ctx context.Context, now time.Time) ([]watched, error) {
 	if c.outside != nil {
 		r := c.outside.Report()
 		out = append(out, watched{kind: "file", subject: r.GetSubject(), serial: r.GetSerial(), holder: "core: " + r.GetWhat(), notBefore: time.Unix(r.GetNotBeforeUnix(), 0),
-			notAfter: time.Unix(r.GetNotAfterUnix(), 0), trouble: r.GetError(), remedy: "renew the file; it is picked up without a restart"})
+			notAfter: time.Unix(r.GetNotAfterUnix(), 0), trouble: r.GetError(), warning: r.GetWarning(), remedy: "renew the file; it is picked up without a restart"})
 	}
 	slices.SortStableFunc(out, func(a, b watched) int { return cmp.Or(a.notAfter.Compare(b.notAfter), bytes.Compare(a.spki, b.spki)) })
 	return out, nil
@@ -299,7 +306,7 @@ func (c *core) reported(s *link.Session, list []*control.Certificate) {
 	rows := make([]store.HeldCertificate, 0, len(list))
 	for _, r := range list[:min(len(list), store.MaxHeldCertificates)] {
 		rows = append(rows, store.HeldCertificate{What: clean(r.GetWhat()), Subject: clean(r.GetSubject()), Serial: clean(r.GetSerial()),
-			NotBefore: instant(r.GetNotBeforeUnix()), NotAfter: instant(r.GetNotAfterUnix()), Error: clean(r.GetError())})
+			NotBefore: instant(r.GetNotBeforeUnix()), NotAfter: instant(r.GetNotAfterUnix()), Error: clean(r.GetError()), Warning: clean(r.GetWarning())})
 	}
 	if err := c.db.ReportCertificates(context.WithoutCancel(s.Context()), s.Peer.ID.Role, s.Peer.ID.Name, rows); err != nil {
 		c.log.Error("cannot note which certificates a component uses", string(s.Peer.ID.Role), s.Peer.ID.Name, "cause", err)

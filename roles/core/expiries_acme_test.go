@@ -18,6 +18,7 @@ func TestOrderedCertificates(t *testing.T) {
 		{watched{kind: "acme", notBefore: now.Add(-time.Hour), notAfter: now.Add(time.Hour)}, ""},
 		{watched{kind: "acme", notBefore: now.Add(-time.Hour), notAfter: now.Add(time.Hour), trouble: "DNS"}, "could not be renewed: DNS"},
 		{watched{kind: "file", notBefore: now.Add(-time.Hour), notAfter: now.Add(time.Hour), trouble: "DNS"}, "a newer file was not taken"},
+		{watched{kind: "file", notBefore: now.Add(-time.Hour), notAfter: now.Add(time.Hour), warning: "CA"}, "outlives its CA: CA"},
 		{watched{kind: "acme", notBefore: now.Add(-5 * time.Hour), notAfter: now.Add(time.Hour), trouble: "DNS"}, "expires soon"},
 		{watched{kind: "acme", notBefore: now.Add(-5 * time.Hour), notAfter: now.Add(-time.Hour), trouble: "DNS"}, "has expired"},
 	} {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"sync/atomic"
@@ -26,6 +27,7 @@ type OutsideSource struct {
 	every     time.Duration
 	held      atomic.Pointer[tls.Certificate]
 	bad       atomic.Pointer[string] // why newer files are not in service
+	outlives  atomic.Pointer[string] // that the pair in service outlives its CA; empty: not
 	watch     watched
 }
 
@@ -42,7 +44,7 @@ func OpenOutside(what, cert, key string, log *slog.Logger, changed func()) (*Out
 		return nil, err
 	}
 	o.watch.seen = sum
-	o.held.Store(c)
+	o.hold(c)
 	if o.now().After(c.Leaf.NotAfter) {
 		log.Warn("the certificate of "+what+" has expired: renew it, it is picked up without a restart", "file", cert, "expired", c.Leaf.NotAfter.UTC())
 	}
@@ -55,12 +57,37 @@ func (o *OutsideSource) Certificate() (*tls.Certificate, error) { return o.held.
 // Report is what core is told of the pair, for status and alerts.
 func (o *OutsideSource) Report() *control.Certificate {
 	leaf := o.held.Load().Leaf
-	c := &control.Certificate{What: o.what, Subject: printable(leaf.Subject.String(), 256), Serial: pki.Serial(leaf),
-		NotBeforeUnix: leaf.NotBefore.Unix(), NotAfterUnix: leaf.NotAfter.Unix()}
+	c := Report(o.what, leaf)
+	c.Warning = printable(*o.outlives.Load(), 1024)
 	if why := o.bad.Load(); why != nil {
 		c.Error = printable(*why, 1024)
 	}
 	return c
+}
+
+// hold puts a pair into service. That it outlives a CA in its file is said once.
+func (o *OutsideSource) hold(c *tls.Certificate) {
+	why := ""
+	if chain, err := pki.ParseChain(c.Certificate); err == nil {
+		why = pki.Outlives(pathOf(chain))
+	}
+	o.outlives.Store(&why)
+	o.held.Store(c)
+	if why != "" {
+		o.log.Warn("the certificate of "+o.what+" outlives its CA", "file", o.cert, "cause", why)
+	}
+}
+
+// pathOf is the path from the leaf of a chain upwards, without what else lies in
+// the file.
+func pathOf(chain []*x509.Certificate) []*x509.Certificate {
+	path := chain[:1:1]
+	for _, c := range chain[1:] {
+		if pki.IssuedBy(path[len(path)-1], c) {
+			path = append(path, c)
+		}
+	}
+	return path
 }
 
 // Run looks for new files until ctx ends.
@@ -86,7 +113,7 @@ func (o *OutsideSource) look() {
 	if bytes.Equal(c.Certificate[0], held.Certificate[0]) && len(c.Certificate) == len(held.Certificate) {
 		return
 	}
-	o.held.Store(c)
+	o.hold(c)
 	o.log.Info(o.what+" has a new certificate", "file", o.cert, "names", c.Leaf.DNSNames, "until", c.Leaf.NotAfter.UTC())
 	if o.changed != nil {
 		o.changed()

@@ -194,3 +194,30 @@ func TestAnchors(t *testing.T) {
 		t.Error("opened nothing")
 	}
 }
+
+// TestOutsideOutlivesCA: a leaf that is good for longer than its CA, as openssl
+// makes one by default, is said once, and reported until a better one lies there.
+func TestOutsideOutlivesCA(t *testing.T) {
+	w := newWorld(t)
+	dir := t.TempDir()
+	pair := func(end time.Duration) (string, string) {
+		c, k := w.make(&x509.Certificate{DNSNames: []string{"long.example"}, NotAfter: w.mid.NotAfter.Add(end)}, w.mid, w.midKey)
+		stranger, _ := w.make(&x509.Certificate{IsCA: true, NotAfter: time.Now().Add(time.Minute)}, nil, nil)
+		return w.write(dir, &tls.Certificate{Certificate: [][]byte{c.Raw, stranger.Raw, w.mid.Raw}, PrivateKey: k, Leaf: c})
+	}
+	cert, key := pair(time.Hour)
+	var log logged
+	o, err := OpenOutside("the gRPC port", cert, key, log.logger(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.look()
+	if strings.Count(log.text(), "outlives its CA") != 1 || !strings.Contains(o.Report().GetWarning(), "World R1") || o.Report().GetError() != "" {
+		t.Errorf("report %v\n%s", o.Report(), log.text())
+	}
+	pair(0)
+	o.look()
+	if o.Report().GetWarning() != "" {
+		t.Errorf("report %v after the mending", o.Report())
+	}
+}
