@@ -171,10 +171,8 @@ func (p *publisher) readAuthority(ctx context.Context, f *facts) (err error) {
 	if f.list, f.sequence, err = p.list.current(ctx, p.epoch.Load()); err != nil {
 		return err
 	}
-	issuer := pki.SPKI(issuerOf(f.ca, "components' issuer"))
-	f.issuer = issuer[:]
-	issuer = pki.SPKI(issuerOf(f.ca, "callers' issuer"))
-	f.callerIssuer = issuer[:]
+	components, callers := pki.SPKI(issuerOf(f.ca, "components' issuer")), pki.SPKI(issuerOf(f.ca, "callers' issuer"))
+	f.issuer, f.callerIssuer = components[:], callers[:]
 	lists, err := p.crls.current(ctx, time.Now())
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"sallyport/acme/pki"
 	"sallyport/roles/control"
 	"sallyport/roles/policy"
 	"sallyport/store"
@@ -89,4 +90,30 @@ func TestAFailedPublicationIsMadeGood(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestSnapshotsNameEachIssuer: a component renews when the one that it is told of
+// did not make its certificate, so a wrong one has everybody renew every minute.
+func TestSnapshotsNameEachIssuer(t *testing.T) {
+	t.Parallel()
+	r := start(t, settings(t))
+	g := r.addGateway("orders")
+	g.connect()
+	for _, m := range []*member{g.member, r.addProxy("dmz").member} {
+		eventually(t, "a snapshot came", func() error {
+			if s, _ := m.last(); s == nil {
+				return errors.New("none")
+			}
+			return nil
+		})
+		s, _ := m.last()
+		made := pki.SPKI(m.self.Credentials().Chain[1])
+		if string(s.GetComponentIssuer()) != string(made[:]) {
+			t.Errorf("%s is told of another issuer than the one that made its certificate a moment ago", m.self.Credentials().Chain[0].URIs)
+		}
+		callers := pki.SPKI(issuerOf(r.info.admin.(*admin).core.ca.get(), "callers' issuer"))
+		if string(s.GetCallerIssuer()) != string(callers[:]) {
+			t.Error("the callers' issuer is another one")
+		}
+	}
 }
