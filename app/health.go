@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"sallyport/configs"
 )
 
 // healthVerb asks the health listener of the process on this host; it is what
@@ -42,6 +44,9 @@ func (v *healthVerb) Run(c *cli) error {
 	target, err := reach(address)
 	if err != nil {
 		return wrong("health: "+err.Error(), "write HOST:PORT, as in --health-address")
+	}
+	if v.Address == "" {
+		target = besidePort(target, c.env("PORT"), configs.HealthBeside)
 	}
 	path := "/readyz"
 	if v.Live {
@@ -105,4 +110,19 @@ func reach(listen string) (string, error) {
 		host = "::1"
 	}
 	return net.JoinHostPort(host, port), nil
+}
+
+// besidePort is where health is instead of target: a proxy that a platform gives
+// target's port by PORT has moved it, and other roles have not.
+func besidePort(target, port string, beside func(port string) string) string {
+	if _, own, _ := net.SplitHostPort(target); port == "" || own != port {
+		return target
+	}
+	moved := beside(port)
+	nc, err := net.DialTimeout("tcp", moved, time.Second)
+	if err != nil {
+		return target
+	}
+	nc.Close()
+	return moved
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -131,5 +132,27 @@ func TestReach(t *testing.T) {
 	}
 	if _, err := reach("nonsense"); err == nil {
 		t.Error("nonsense is an address")
+	}
+}
+
+// TestHealthBesidePort: the probe of an image finds health where the process has
+// put it because the platform gives clients its port.
+func TestHealthBesidePort(t *testing.T) {
+	moved := health(t, newReadiness(nil))
+	_, own, _ := net.SplitHostPort(freePort())
+	beside := func(port string) string {
+		if port != own {
+			t.Errorf("asked about port %s", port)
+		}
+		return moved
+	}
+	target := "127.0.0.1:" + own
+	for port, want := range map[string]string{own: moved, "1": target, "": target} {
+		if got := besidePort(target, port, beside); got != want {
+			t.Errorf("PORT=%s: asked %s, want %s", port, got, want)
+		}
+	}
+	if got := besidePort(target, own, func(string) string { return freePort() }); got != target {
+		t.Errorf("a role that has not moved is asked at %s", got)
 	}
 }

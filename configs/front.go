@@ -12,6 +12,9 @@ import (
 func (b *loader) front(p *Proxy) {
 	p.TrustedFronts = b.prefixes("trusted-front")
 	p.ProxyProtocol = b.prefixes("proxy-protocol")
+	if slices.ContainsFunc(p.ProxyProtocol, everything) {
+		b.warn(b.find(settingOf("proxy-protocol"), RoleProxy).from.long() + ": every address is believed as a balancer: whoever reaches the port past yours may claim any source address")
+	}
 	f := b.find(settingOf("tls"), RoleProxy)
 	if p.TLS != "off" {
 		return
@@ -60,6 +63,14 @@ func (b *loader) prefixes(flag string) []netip.Prefix {
 	return all
 }
 
+// HealthBeside is where health is when PORT gives its port to clients.
+func HealthBeside(port string) string {
+	if port == "8081" {
+		return "127.0.0.1:8082"
+	}
+	return "127.0.0.1:8081"
+}
+
 // healthBesidePort gives way to a platform that names the public port by PORT:
 // it likes 8080, and so do health checks. Where somebody wrote the address of
 // the health listener down, two ports that are the same are his mistake.
@@ -77,10 +88,7 @@ func (b *loader) healthBesidePort() {
 		b.bad.add("health-address", f.from, "it has port "+health+", and so has the public port, by environment PORT", "give it another one, such as 127.0.0.1:8081")
 		return
 	}
-	b.s.Process.HealthAddress = "127.0.0.1:8081"
-	if health == "8081" {
-		b.s.Process.HealthAddress = "127.0.0.1:8082"
-	}
+	b.s.Process.HealthAddress = HealthBeside(public)
 	b.bound = slices.DeleteFunc(b.bound, func(g found) bool { return g.setting.flag == "health-address" })
 	b.warn("environment PORT gives port " + health + " to clients; health and metrics are at " + b.s.Process.HealthAddress)
 }

@@ -77,6 +77,9 @@ func TestFront(t *testing.T) {
 			t.Errorf("no warning says %q: %q", words, s.Warnings)
 		}
 	}
+	if s = must(t, "", []string{"role=proxy", "proxy-protocol=0.0.0.0/0"}); !strings.Contains(strings.Join(s.Warnings, "\n"), "every address is believed") {
+		t.Errorf("everybody may write a PROXY header, and no warning says so: %q", s.Warnings)
+	}
 	if _, _, err := try(t, "", []string{"role=proxy", "health-address=:8080"}, "PORT=8080"); err == nil || !strings.Contains(err.Error(), "environment PORT") {
 		t.Error(err)
 	}

@@ -57,3 +57,16 @@ func TestNamesTellClientCAsApart(t *testing.T) {
 		}
 	}
 }
+
+// TestDenialsNameCallersSafely: the message is logged, and a subject is whatever
+// its issuer lets people call themselves.
+func TestDenialsNameCallersSafely(t *testing.T) {
+	p, err := Parse("test", []byte("[methods]\n\"/a.B/C\" = [\"x\"]\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := p.Decide("/a.B/C", Caller{Kind: Token, ID: "https://login.example.org#a\u202eb;ca=partner"})
+	if want := "https://login.example.org#a%E2%80%AEb%3Bca=partner may not call this method"; d.Message != want {
+		t.Errorf("%q, want %q", d.Message, want)
+	}
+}

@@ -218,7 +218,7 @@ func (p *Policy) Decide(path string, c Caller) Decision {
 		d.Code, d.Message = codes.Unauthenticated, messageNobody
 		return d
 	}
-	d.Code, d.Message = codes.PermissionDenied, c.ID+messageDenied
+	d.Code, d.Message = codes.PermissionDenied, PercentEncode(c.ID)+messageDenied // it is logged too
 	return d
 }
 
