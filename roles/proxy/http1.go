@@ -223,6 +223,9 @@ func (h *http1) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			tooLarge(w)
 		case r.Context().Err() != nil:
 			panic(http.ErrAbortHandler)
+		case body.failed():
+			w.Header().Set("Connection", "close")
+			tell(w, http.StatusBadRequest, "The request's body does not follow HTTP/1.1 (RFC 9112 section 7).")
 		default:
 			w.Header().Set("Connection", "close")
 			tell(w, http.StatusServiceUnavailable, h.public.proxy.hop()+": the request could not be taken: try again.")
@@ -273,6 +276,7 @@ type http1Reader struct {
 
 	mu   sync.Mutex // guards what follows
 	over bool       // nothing more is waited for: all has come, or nobody wants it
+	bad  bool       // what came is no body
 }
 
 // Read reads what comes next.
@@ -282,12 +286,20 @@ func (b *http1Reader) Read(p []byte) (int, error) {
 	if err == nil || err == io.EOF {
 		b.wait(0)
 	}
-	if err == io.EOF {
+	if err != nil {
 		b.mu.Lock()
-		b.over = true
+		b.over = b.over || err == io.EOF
+		b.bad = err != io.EOF
 		b.mu.Unlock()
 	}
 	return n, err
+}
+
+// failed says whether what came could not be read.
+func (b *http1Reader) failed() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.bad
 }
 
 // Close does nothing: the server closes a request's body itself, after the

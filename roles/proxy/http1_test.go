@@ -114,6 +114,7 @@ func TestHTTP1Connections(t *testing.T) {
 		"431":                  header + "X-Large: " + strings.Repeat("x", 80<<10) + "\r\n\r\n",
 		"431 as HTTP/2 counts": header + "X-Large: " + strings.Repeat("x", 65200) + "\r\nContent-Length: 0\r\n\r\n",
 		"400":                  header + "Content-Length: 3\r\nContent-Length: 4\r\n\r\nabc",
+		"400 of chunks":        header + "Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n",
 		"501":                  header + "Transfer-Encoding: gzip\r\n\r\n",
 	} {
 		nc, br := dial()

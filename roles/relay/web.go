@@ -35,10 +35,18 @@ func webContent(s string) (text bool, suffix string, ok bool) {
 	rest, text = strings.CutPrefix(rest, "-text")
 	rest, _, _ = strings.Cut(rest, ";")
 	rest = strings.TrimRight(rest, " \t")
-	if rest != "" && (rest[0] != '+' || len(rest) < 2 || len(rest) > 32) {
+	if rest != "" && (rest[0] != '+' || len(rest) < 2 || len(rest) > 32 || !subtype(rest[1:])) {
 		return false, "", false
 	}
 	return text, rest, true
+}
+
+// subtype says whether s is the name of a message format and nothing else: it
+// comes back in the answer's content-type, where a comma would begin another.
+func subtype(s string) bool {
+	return !strings.ContainsFunc(s, func(c rune) bool {
+		return (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '.' && c != '_'
+	})
 }
 
 func isWebContent(s string) bool {

@@ -231,9 +231,12 @@ func TestWebRefusals(t *testing.T) {
 		})
 	}
 	r, _ := webBetween(t, Limits{})
-	r.webRequest(1, "application/grpc-webx", true)
-	if header, _, _ := r.response(1); !strings.HasPrefix(header, ":status=415") {
-		t.Errorf("another content-type: %s", header)
+	for i, kind := range []string{"application/grpc-webx", "application/grpc-web+", "application/grpc-web+proto,text/html", "application/grpc-web-text+a b"} {
+		id := uint32(2*i + 1)
+		r.webRequest(id, kind, true)
+		if header, _, _ := r.response(id); !strings.HasPrefix(header, ":status=415") {
+			t.Errorf("another content-type: %s", header)
+		}
 	}
 	// Between our own hops nobody speaks it.
 	r, _, _ = rawTo(t, &Options{Hop: "core"}, HandlerFunc(func(c *Call) { t.Error("a call came through") }))
