@@ -39,10 +39,8 @@
 // revocation of an identity or a certificate is never undone by it: those are a
 // list that only grows, and a restored database learns from the one that was
 // there before, and from the signed lists that components hold, what it does not
-// know. (API keys are not on those lists: where the database is lost, one that
-// was revoked after the backup has to be revoked again.) A restored core orders
-// its state by a new epoch, and accepts components that have renewed since the
-// backup.
+// know. API keys are on those lists too. A restored core orders its state by a
+// new epoch, and accepts components that have renewed since the backup.
 //
 // # How it changes
 //

@@ -19,8 +19,8 @@
 // certificate has been judged; without these bytes a refusal would show only
 // in the middle of whatever came next.
 //
-// A port may show the world a certificate of its own instead (mode files). Then
-// the preface carries the identity's chain and a signature that is bound to
+// A port may show the world a certificate of its own instead, from files or of a
+// public CA (modes files and acme). Then the preface carries the identity's chain and a signature that is bound to
 // this TLS session, and the dialler verifies both certificates. So the outside
 // check is added, and nothing is lost.
 //

@@ -21,8 +21,9 @@ var errNoCertificate = &pki.Refusal{Code: "no_certificate",
 	Cause:  "the public port has no certificate yet: core has not issued one",
 	Remedy: "let core connect to this proxy's gRPC port; with --tls-cert and --tls-key the public port does not depend on core"}
 
-// certificates is where the public port's certificate comes from. ACME is to
-// be another of these.
+// certificates is where the public port's certificate comes from: files, the
+// embedded CA (issued), or a public CA (ordered); with --tls off nowhere
+// (noCertificate).
 type certificates interface {
 	// current is what handshakes present now.
 	current() (*tls.Certificate, error)
