@@ -124,7 +124,7 @@ func (k Plaintext) Refusal(port string) *pki.Refusal {
 			Remedy: "switch TLS on in the client (grpcurl: leave -plaintext out; grpc-go: transport credentials instead of insecure)"}
 	case ProxyHeader:
 		return &pki.Refusal{Code: pki.CodePlaintext, Cause: "a PROXY protocol header came to " + port + ", which does not expect one",
-			Remedy: "switch the PROXY protocol off in the load balancer for this port"}
+			Remedy: "switch the PROXY protocol off in the load balancer for this port, or if the port is a proxy's public one, give --proxy-protocol the load balancer's address"}
 	case SSH:
 		return &pki.Refusal{Code: pki.CodeNotTLS, Cause: "an SSH client came to " + port, Remedy: "check the port number"}
 	default:

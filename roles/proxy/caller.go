@@ -22,7 +22,7 @@ type client struct {
 	secure  bool                // TLS ended here
 	http1   bool                // it speaks HTTP/1.1
 	front   bool                // it is a trusted front, and says whom it brings
-	obscure bool                // a balancer brought it, and did not say from where
+	obscure bool                // where source is this host, nothing shows that the caller is on it: a balancer brought it
 	name    string              // source as components tell each other: the bare address
 	chain   []*x509.Certificate // the client certificate it proved to hold, or nil
 	judged  atomic.Pointer[judgement]

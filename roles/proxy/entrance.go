@@ -24,7 +24,7 @@ type arrival struct {
 	alpn    string              // what TLS agreed on; empty without TLS
 	secure  bool                // TLS ends here
 	remote  netip.AddrPort      // of the caller, past a balancer
-	obscure bool                // remote is the balancer's, which did not say whom it brings
+	obscure bool                // where remote is this host, nothing shows that the caller is on it: a balancer brought it
 	chain   []*x509.Certificate // the client certificate it proved to hold, or nil
 }
 

@@ -120,7 +120,7 @@ func private(front relay.Front, from *client) (ok bool, why string) {
 	case from.secure && (!from.front || front.Proto == ""):
 		return true, ""
 	case here && from.obscure:
-		return false, "this port speaks no TLS, and the balancer on this host does not say where the call comes from"
+		return false, "this port speaks no TLS, and the call came through a balancer, from nobody knows where"
 	case here && !from.front && front == (relay.Front{}):
 		return true, ""
 	case !here && !from.front:

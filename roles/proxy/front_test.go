@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"strings"
@@ -286,6 +287,56 @@ func TestTokensNeedEncryption(t *testing.T) {
 	}
 	if a := p.behind(relay.Front{For: "1.1.1.1"}, at("169.254.1.1:1", false, false)); a.IsValid() {
 		t.Errorf("a stranger's header names the source %s", a)
+	}
+}
+
+// TestTokensThroughABalancerWithoutTLS: what a balancer calls this host is its
+// own, and what it does not know is nobody's.
+func TestTokensThroughABalancerWithoutTLS(t *testing.T) {
+	t.Parallel()
+	core := newFakeCore(t)
+	key := core.apiKey("ci", time.Time{})
+	r := joinedWith(t, core, configs.Proxy{TLS: "off", ProxyProtocol: prefixes("127.0.0.1/32")})
+	for head, want := range map[string]codes.Code{
+		"PROXY TCP4 127.0.0.1 127.0.0.1 4000 443\r\n":   codes.OK,
+		"PROXY TCP4 203.0.113.7 192.0.2.1 4000 443\r\n": codes.Unauthenticated,
+		"PROXY UNKNOWN\r\n":                             codes.Unauthenticated,
+	} {
+		cc, err := grpc.NewClient("passthrough:///"+r.info.PublicAddress, grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+				nc, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+				if err == nil {
+					_, err = nc.Write([]byte(head))
+				}
+				return nc, err
+			}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+		if err := say(withKey(ctx, key), cc); status.Code(err) != want {
+			t.Errorf("%q: %v, want %s", head, err, want)
+		}
+		cancel()
+		cc.Close()
+	}
+
+	// The same from a balancer elsewhere.
+	near, far := net.Pipe()
+	defer near.Close()
+	go func() { _, _ = near.Write([]byte("PROXY TCP4 127.0.0.1 127.0.0.1 4000 443\r\n")) }()
+	l := newPublic(&proxy{settings: configs.Proxy{TLS: "off"}, log: slog.New(slog.DiscardHandler), deps: Deps{admission: newAdmission(configs.DefaultLimits(), nil)}})
+	balancer := netip.MustParseAddr("10.0.0.5")
+	from, why := l.admission.come(balancer, true)
+	if why != "" {
+		t.Fatal(why)
+	}
+	a := &arrival{nc: &introducedConn{far, &net.TCPAddr{IP: balancer.AsSlice(), Port: 1}}, remote: netip.AddrPortFrom(balancer, 1)}
+	if !l.introduced(a, &from) || !a.remote.Addr().IsLoopback() {
+		t.Fatalf("introduced as %s", a.remote)
+	}
+	if !a.obscure {
+		t.Error("the balancer's own host is taken for this one")
 	}
 }
 

@@ -49,7 +49,7 @@ func (l *public) introduced(a *arrival, from **source) bool {
 		return false
 	}
 	relay.Restart(a.nc)
-	if header.Command.IsLocal() {
+	if header.Command.IsLocal() && header.Version != 1 {
 		return true // the balancer's own: a health check
 	}
 	source, ok := header.SourceAddr.(*net.TCPAddr)
@@ -60,6 +60,7 @@ func (l *public) introduced(a *arrival, from **source) bool {
 	was := link.RemoteOf(a.nc)
 	a.nc = &introducedConn{a.nc, source}
 	a.remote = link.RemoteOf(a.nc)
+	a.obscure = !was.Addr().IsLoopback() // what it calls this host would be its own
 	moved, why := l.admission.move(*from, a.remote.Addr())
 	*from = moved
 	if why != "" {
