@@ -242,6 +242,7 @@ func (m *Manager) start(taken *net.TCPAddr) {
 		template.ExternalAccount = &acme.EAB{KeyID: m.set.CA.EABKeyID, MACKey: m.set.CA.EABKey.Reveal()}
 	}
 	m.issuer = certmagic.NewACMEIssuer(m.config, template)
+	boundAnswers(m.issuer)
 	// Not tried out on a staging CA first: who goes there is configured.
 	m.issuer.TestCA = ""
 	m.config.Issuers = []certmagic.Issuer{m.issuer}

@@ -63,7 +63,7 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	host := strings.ToLower(strings.TrimSuffix(hostname(r.Host), "."))
 	switch {
-	case f.Names != nil && !slices.Contains(f.Names, host), host == "":
+	case f.Names != nil && !slices.Contains(f.Names, host), host == "", !strings.HasPrefix(r.URL.Path, "/"):
 		plainly(w, http.StatusNotFound, "There is nothing by this name here.")
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		// It has been sent in the clear already: no redirect makes that undone.
