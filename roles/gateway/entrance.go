@@ -20,9 +20,11 @@ import (
 	"sallyport/roles/relay"
 )
 
-// What the entrances together may cost. Apps beside a gateway are peers as
-// hostile as any: the limits of one connection are those of the public edge, but
-// for the calls of a server that has many users itself.
+// What the entrances together may cost. Each has an equal part of it, so that who
+// reaches one of them takes nothing from those who use another; at a TLS entrance,
+// where strangers come, one source has at most half of the part. Apps beside a
+// gateway are peers as hostile as any: the limits of one connection are those of
+// the public edge, but for the calls of a server that has many users itself.
 const (
 	maxApps        = 2048 // connections
 	maxAppCalls    = 9000
@@ -45,12 +47,10 @@ type entrances struct {
 	metrics  *relay.CallMetrics
 	news     chan struct{} // the CA or its revocations may be others
 	judging  atomic.Uint64 // grows with every such change
-	calls    atomic.Int64
 	running  sync.WaitGroup
 
 	mu     sync.Mutex // guards what follows
 	open   map[*relay.Conn]bool
-	apps   int
 	closed bool
 }
 
@@ -59,6 +59,7 @@ type entrance struct {
 	configs.Listen
 	listener net.Listener
 	budget   *relay.Budget // the part of the memory that its apps share
+	room     *room
 }
 
 // openEntrances opens the listeners of the settings; nil without any.
@@ -73,12 +74,15 @@ func (g *gateway) openEntrances() (*entrances, error) {
 		budget = relay.DefaultBudget
 	}
 	for _, l := range g.settings.Listen {
-		one := &entrance{Listen: l, budget: budget.Share()}
+		one := &entrance{Listen: l, budget: budget.Share(), room: newRoom(len(g.settings.Listen), l.Address.Scheme == configs.SchemeTLS)}
 		var err error
 		if l.Address.Scheme == configs.SchemeUnix {
 			one.listener, err = listenUnix(l.Address.Target, g.settings.ListenGroup)
 		} else {
 			one.listener, err = net.Listen("tcp", l.Address.Target)
+			if err == nil && l.Address.Scheme == configs.SchemePlain {
+				err = onLoopback(one.listener)
+			}
 		}
 		if err != nil {
 			e.close()
@@ -91,6 +95,16 @@ func (g *gateway) openEntrances() (*entrances, error) {
 		e.list = append(e.list, one)
 	}
 	return e, nil
+}
+
+// onLoopback closes a listener without TLS that other hosts could reach: a name
+// such as localhost is where this host's resolver says.
+func onLoopback(l net.Listener) error {
+	if a, ok := l.Addr().(*net.TCPAddr); ok && a.IP.IsLoopback() {
+		return nil
+	}
+	l.Close()
+	return fmt.Errorf("it would be %s, which other hosts can reach, and without TLS they could call as this gateway; write 127.0.0.1 in place of the name, or tls://", l.Addr())
 }
 
 // tell is what core is told of the entrances, for its operator.
@@ -136,14 +150,16 @@ func (e *entrances) accept(ctx, work context.Context, one *entrance) {
 		switch {
 		case err == nil:
 			pause = 5 * time.Millisecond
-			if !e.come() {
+			remote := link.RemoteOf(nc)
+			source := one.room.come(remote.Addr())
+			if source == nil {
 				nc.Close()
-				e.note(netip.AddrPort{}, &pki.Refusal{Code: "too_many", Cause: fmt.Sprintf("more than %d connections of apps", maxApps), Remedy: "let the apps share connections, as gRPC clients do by themselves"})
+				e.note(remote, &pki.Refusal{Code: "too_many", Cause: "too many connections of apps to the entrance " + one.String(), Remedy: "let the apps share connections, as gRPC clients do by themselves"})
 				continue
 			}
 			e.running.Go(func() {
-				defer e.leave()
-				e.connection(work, relay.Socket(nc), one)
+				defer one.room.leave(source)
+				e.connection(work, relay.Socket(nc), &app{entrance: one, remote: remote, source: source})
 			})
 		case ctx.Err() != nil || errors.Is(err, net.ErrClosed):
 			return
@@ -158,28 +174,11 @@ func (e *entrances) accept(ctx, work context.Context, one *entrance) {
 	}
 }
 
-func (e *entrances) come() bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.apps >= maxApps {
-		return false
-	}
-	e.apps++
-	return true
-}
-
-func (e *entrances) leave() {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.apps--
-}
-
 // connection is one connection of an app from its first byte to its end.
-func (e *entrances) connection(ctx context.Context, nc net.Conn, one *entrance) {
+func (e *entrances) connection(ctx context.Context, nc net.Conn, a *app) {
 	defer nc.Close()
 	stop := context.AfterFunc(ctx, func() { nc.SetDeadline(time.Unix(1, 0)) })
 	nc.SetDeadline(time.Now().Add(entranceHello))
-	a := &app{entrance: one, remote: link.RemoteOf(nc)}
 	spoken := e.greet(ctx, nc, a)
 	if !stop() || spoken == nil {
 		return
@@ -189,14 +188,14 @@ func (e *entrances) connection(ctx context.Context, nc net.Conn, one *entrance) 
 	g := e.gateway
 	limits := relay.EdgeLimits()
 	limits.Streams, limits.Resets = appStreams, appResets
-	conn := relay.NewServer(spoken, &relay.Options{Limits: limits, Metrics: g.frames, Budget: one.budget, Log: g.log, Hop: g.hop, Remote: "app", Edge: true, Violated: e.violated}, relay.HandlerFunc(e.serve))
+	conn := relay.NewServer(spoken, &relay.Options{Limits: limits, Metrics: g.frames, Budget: a.entrance.budget, Log: g.log, Hop: g.hop, Remote: "app", Edge: true, Violated: e.violated}, relay.HandlerFunc(e.serve))
 	conn.SetPeer(a)
 	if !e.add(conn) {
 		return
 	}
 	defer e.remove(conn)
 	err := conn.Run(ctx)
-	g.log.Debug("an app's connection ended", "listen", one.String(), "cause", err)
+	g.log.Debug("an app's connection ended", "listen", a.entrance.String(), "cause", err)
 }
 
 // greet brings a connection to where HTTP/2 is spoken, or answers it and

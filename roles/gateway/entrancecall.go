@@ -25,12 +25,13 @@ const (
 type app struct {
 	entrance *entrance
 	remote   netip.AddrPort      // zero on unix sockets
+	source   *appSource          // of entrance.room
 	chain    []*x509.Certificate // the client certificate it proved to hold, or nil
 	judged   atomic.Pointer[appJudgement]
 }
 
-// source is how logs call it.
-func (a *app) source() string {
+// origin is how logs call it.
+func (a *app) origin() string {
 	if a.entrance.Address.Scheme == configs.SchemeTLS && a.remote.IsValid() {
 		return a.remote.Addr().String()
 	}
@@ -47,7 +48,11 @@ type appJudgement struct {
 	refusal *pki.Refusal
 }
 
-// certificate judges the app's certificate, which it has, by what is known now.
+// now is the time by core's clock, which certificates are judged by.
+func (e *entrances) now() time.Time { return time.Now().Add(e.gateway.end.ClockOffset()) }
+
+// certificate judges the app's certificate, which it has, by what is known at
+// now, of core's clock.
 func (e *entrances) certificate(a *app, now time.Time) *appJudgement {
 	by := e.judging.Load()
 	if j := a.judged.Load(); j != nil && j.by == by && now.Before(j.until) {
@@ -62,7 +67,7 @@ func (e *entrances) certificate(a *app, now time.Time) *appJudgement {
 			}
 		}
 	}
-	verifier := g.self.Bundle().CallerVerifier(func() time.Time { return time.Now().Add(g.end.ClockOffset()) }, g.self.Revoked)
+	verifier := g.self.Bundle().CallerVerifier(func() time.Time { return now }, g.self.Revoked)
 	id, err := verifier.Caller(a.chain)
 	if err == nil {
 		j.who, j.claim = id.String(), policy.EncodeClaim(policy.Claim{ID: id.String()})
@@ -87,11 +92,13 @@ func (e *entrances) certificate(a *app, now time.Time) *appJudgement {
 func (e *entrances) serve(c *relay.Call) {
 	g, a := e.gateway, c.Peer().(*app)
 	id := relay.Field{Name: relay.HeaderRequestID, Value: relay.NewRequestID()}
-	record := &relay.CallRecord{Method: c.Path(), Source: a.source(), RequestID: id.Value}
+	record := &relay.CallRecord{Method: c.Path(), Source: a.origin(), RequestID: id.Value, Unproven: len(a.chain) == 0}
 	e.metrics.Begin()
-	room := e.calls.Add(1) <= maxAppCalls
+	room := a.entrance.room.begin(a.source)
 	c.OnDone(func(o relay.Outcome) {
-		e.calls.Add(-1)
+		if room {
+			a.entrance.room.end(a.source)
+		}
 		record.Code, record.Duration = o.Code, o.Duration
 		if o.OriginHop {
 			record.Message = o.Message
@@ -102,7 +109,7 @@ func (e *entrances) serve(c *relay.Call) {
 	refuse := func(code codes.Code, reason, message string) {
 		if code == codes.Unauthenticated {
 			record.Denied = reason
-			g.denials.Add(a.source(), record.Method, reason, code, time.Now())
+			g.denials.Add(a.origin(), record.Method, reason, code, time.Now())
 		}
 		c.Reject(code, message, id)
 	}
@@ -147,7 +154,7 @@ func (e *entrances) towardsCore(c *relay.Call, a *app, id relay.Field, record *r
 	}
 	switch {
 	case len(a.chain) > 0:
-		j := e.certificate(a, time.Now())
+		j := e.certificate(a, e.now())
 		if j.refusal != nil {
 			return nil, &denial{codes.Unauthenticated, "certificate_" + j.refusal.Code, "client certificate: " + j.refusal.Error()}
 		}
@@ -194,14 +201,14 @@ func (e *entrances) violated(c *relay.Call, v *relay.Violation) []relay.Field {
 	if len(method) > maxMethodText {
 		method = method[:maxMethodText] + "…"
 	}
-	record := relay.CallRecord{Method: method, Source: a.source(), RequestID: relay.NewRequestID(), Denied: "header_" + v.Reason, Message: v.Message}
+	record := relay.CallRecord{Method: method, Source: a.origin(), RequestID: relay.NewRequestID(), Denied: "header_" + v.Reason, Message: v.Message}
 	e.metrics.Begin()
 	c.OnDone(func(o relay.Outcome) {
 		record.Code, record.Duration = o.Code, o.Duration
 		e.metrics.End(record)
 		g.access.Write(record)
 	})
-	g.denials.Add(a.source(), method, record.Denied, v.Code, time.Now())
+	g.denials.Add(a.origin(), method, record.Denied, v.Code, time.Now())
 	return []relay.Field{{Name: relay.HeaderRequestID, Value: record.RequestID}}
 }
 
@@ -241,13 +248,12 @@ func (e *entrances) keepJudging(ctx context.Context) {
 }
 
 func (e *entrances) recheck(conn *relay.Conn, a *app) {
-	now := time.Now()
-	j := e.certificate(a, now)
+	j := e.certificate(a, e.now())
 	if j.refusal == nil {
 		return
 	}
 	for _, c := range conn.Calls() {
-		e.gateway.denials.Add(a.source(), c.Path(), "certificate_"+j.refusal.Code, codes.Unauthenticated, now)
+		e.gateway.denials.Add(a.origin(), c.Path(), "certificate_"+j.refusal.Code, codes.Unauthenticated, time.Now())
 		c.Reject(codes.Unauthenticated, e.gateway.hop+": the call was ended, because its credentials do not hold any more: client certificate: "+j.refusal.Error())
 	}
 }

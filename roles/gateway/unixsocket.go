@@ -68,7 +68,7 @@ func placeSocket(path string, gid int) (net.Listener, error) {
 	}
 	defer os.RemoveAll(dir)
 	hidden := filepath.Join(dir, "s")
-	l, err := net.Listen("unix", hidden)
+	l, err := listenBelow(dir, hidden)
 	if err != nil {
 		return nil, fmt.Errorf("unix socket %s: %w", path, err)
 	}
@@ -88,6 +88,23 @@ func placeSocket(path string, gid int) (net.Listener, error) {
 		return nil, fmt.Errorf("unix socket %s: %w", path, err)
 	}
 	return l, nil
+}
+
+// maxSocketPath is what every kernel takes as the address of a unix socket.
+const maxSocketPath = 103
+
+// listenBelow opens a socket in dir, whose path may be longer than the one that
+// it gets in the end: where it is too long, by way of the directory's descriptor.
+func listenBelow(dir, path string) (net.Listener, error) {
+	if len(path) <= maxSocketPath {
+		return net.Listen("unix", path)
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	return net.Listen("unix", fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), filepath.Base(path)))
 }
 
 // groupID is the number of a group, -1 for none.

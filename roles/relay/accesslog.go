@@ -16,6 +16,7 @@ type CallRecord struct {
 	Method    string
 	Protocol  string // "grpc-web" where a browser could have made the call, else empty
 	Caller    string // identity, empty for nobody
+	Unproven  bool   // whoever comes is called so here: another hop finds out who it is
 	Source    string // address the call came from, where it is known
 	Code      codes.Code
 	Message   string // said to the caller, for calls that failed here
@@ -46,7 +47,7 @@ func (a *AccessLog) Write(r CallRecord) {
 	if a.off || !a.all && r.Code == codes.OK {
 		return
 	}
-	if r.Denied != "" || r.Caller == "" && r.Code != codes.OK {
+	if r.Denied != "" || (r.Caller == "" || r.Unproven) && r.Code != codes.OK {
 		if !a.denied.Allow() {
 			a.left.Add(1)
 			return
