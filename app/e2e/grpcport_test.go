@@ -236,9 +236,7 @@ func deployPorts(t *testing.T, policy string, p ports) *deployment {
 	d.waitAdmin()
 	d.applyPolicy(policy)
 	d.caFile = filepath.Join(d.dir, "ca.pem")
-	if err := os.WriteFile(d.caFile, []byte(run(t, d.coreEnv, "ca", "export")), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	d.exportRoots()
 	line := strings.TrimSpace(run(t, d.coreEnv, append([]string{"proxy", "add", "dmz1", "--address", d.proxyGRPC, "--core-ip", "127.0.0.1"}, p.addProxy...)...))
 	d.proxy = &process{name: "proxy", log: &buffer{}, args: shellLine(line, p.proxy.args),
 		env: baseEnv(append(p.proxy.env, "SALLYPORT_DATA_DIR="+filepath.Join(d.dir, "proxy"), "SALLYPORT_GRPC_ADDRESS="+d.proxyGRPC,

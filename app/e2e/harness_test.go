@@ -290,9 +290,7 @@ func deployEnv(t *testing.T, access, policy string, coreEnv []string, coreFlags 
 		d.applyPolicy(policy)
 	}
 	d.caFile = filepath.Join(d.dir, "ca.pem")
-	if err := os.WriteFile(d.caFile, []byte(run(t, d.coreEnv, "ca", "export")), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	d.exportRoots()
 
 	line := strings.TrimSpace(run(t, d.coreEnv, "proxy", "add", "dmz1", "--address", d.proxyGRPC, "--core-ip", "127.0.0.1"))
 	d.health["proxy"] = fmt.Sprintf("127.0.0.1:%d", freePort(t))
@@ -303,6 +301,14 @@ func deployEnv(t *testing.T, access, policy string, coreEnv []string, coreFlags 
 	d.proxy.start(t)
 	d.waitReady("proxy")
 	return d
+}
+
+// exportRoots gives callers the roots that count now.
+func (d *deployment) exportRoots() {
+	d.t.Helper()
+	if err := os.WriteFile(d.caFile, []byte(run(d.t, d.coreEnv, "ca", "export")), 0o644); err != nil {
+		d.t.Fatal(err)
+	}
 }
 
 func (d *deployment) applyPolicy(policy string) {
