@@ -131,7 +131,11 @@ func (e *entrances) serve(c *relay.Call) {
 // it cannot have come from another host; over TLS it is a stranger.
 func (e *entrances) towardsCore(c *relay.Call, a *app, id relay.Field, record *relay.CallRecord) ([]relay.Field, *denial) {
 	in := c.Header()
-	out := make([]relay.Field, 0, len(in)+3)
+	round, ok := relay.Round(in)
+	if !ok {
+		return nil, &denial{codes.FailedPrecondition, "loop", "the call goes in circles: an upstream of the gateways that serve " + c.Path() + " leads back to an entrance (--listen); check their --upstream"}
+	}
+	out := make([]relay.Field, 0, len(in)+4)
 	tokens := 0
 	for _, f := range in {
 		if f.Name == "authorization" {
@@ -148,7 +152,7 @@ func (e *entrances) towardsCore(c *relay.Call, a *app, id relay.Field, record *r
 	if tokens == 1 {
 		record.Caller = "(token)" // whose, core finds out
 	}
-	out = append(out, id)
+	out = append(out, id, round)
 	if a.entrance.Address.Scheme == configs.SchemeTLS && a.remote.IsValid() {
 		out = append(out, relay.Field{Name: relay.HeaderSource, Value: a.remote.Addr().String()})
 	}

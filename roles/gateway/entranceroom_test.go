@@ -6,10 +6,14 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"sallyport/configs"
 )
@@ -131,4 +135,22 @@ func TestLongSocketPath(t *testing.T) {
 		t.Fatal(err)
 	}
 	nc.Close()
+}
+
+// TestCallsInCircles: a call whose upstream is an entrance again comes to an end
+// soon, and in words.
+func TestCallsInCircles(t *testing.T) {
+	t.Parallel()
+	core := newFakeCore(t)
+	core.part = demoPart()
+	socket, other := filepath.Join(shortDir(t), "call.sock"), freeAddress(t)
+	g := runGateway(t, configs.Gateway{Join: core.token(), Listen: []configs.Listen{
+		{Address: configs.UpstreamAddress{Scheme: configs.SchemeUnix, Target: socket}}, {Address: configs.UpstreamAddress{Scheme: configs.SchemePlain, Target: other}}},
+		Upstreams: []configs.Upstream{plain("circle", other, echoName)}})
+	g.until(true)
+	core.announcement("the circle", serves(echoName))
+	err := say(t, appAt(t, "unix://"+socket))
+	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "goes in circles") {
+		t.Errorf("it ended with %v", err)
+	}
 }
