@@ -443,3 +443,41 @@ func TestHandshake(t *testing.T) {
 	near.Close()
 	far.Close()
 }
+
+// TestCurrent: a certificate is current while the bundle vouches for its issuer,
+// and, where it is known who issues, while that one does.
+func TestCurrent(t *testing.T) {
+	var made []*Authority
+	for range 2 {
+		a, err := CreateAuthority(filepath.Join(t.TempDir(), "ca"), Secret{}, testDomain, epoch)
+		if err != nil {
+			t.Fatal(err)
+		}
+		made = append(made, a)
+	}
+	key, err := NewKey("p256")
+	if err != nil {
+		t.Fatal(err)
+	}
+	issued, err := made[0].IssueLeaf(LeafRequest{PublicKey: key.Public(), Server: true, DNS: []string{"localhost"}, Lifetime: time.Hour}, epoch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, other := made[0].Bundle(), made[1].Bundle()
+	issuer, next := SPKI(own.CallerIntermediates[0]), SPKI(other.CallerIntermediates[0])
+	for what, c := range map[string]struct {
+		bundle *Bundle
+		issuer []byte
+		want   bool
+	}{
+		"the issuer is the one that issues":    {own, issuer[:], true},
+		"it is not known who issues":           {own, nil, true},
+		"the CA is gone":                       {other, nil, false},
+		"the CA before the rotation":           {own, next[:], false},
+		"the CA is gone, and who issues known": {other, issuer[:], false},
+	} {
+		if got := c.bundle.Current(issued.Chain[0], c.issuer); got != c.want {
+			t.Errorf("%s: %v", what, got)
+		}
+	}
+}

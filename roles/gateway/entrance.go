@@ -41,7 +41,7 @@ const (
 type entrances struct {
 	gateway  *gateway
 	list     []*entrance
-	pair     *pair // shown by TLS entrances; nil: there are none
+	pair     *link.Issued // shown by TLS entrances; nil: there are none
 	config   *tls.Config
 	refusals *link.Refusals
 	metrics  *relay.CallMetrics
@@ -130,7 +130,7 @@ func (e *entrances) close() {
 func (e *entrances) run(ctx, work context.Context) {
 	defer e.running.Wait()
 	if e.pair != nil {
-		e.running.Go(func() { e.pair.run(work) })
+		e.running.Go(func() { e.pair.Run(work) })
 	}
 	e.running.Go(func() { e.keepJudging(work) })
 	for _, one := range e.list {
@@ -248,7 +248,7 @@ func (e *entrances) note(from netip.AddrPort, why *pki.Refusal) {
 // later, so that a bad one is answered in words.
 func (e *entrances) tlsConfig() *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2"}, ClientAuth: tls.RequestClientCert, SessionTicketsDisabled: true, DynamicRecordSizingDisabled: true,
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return e.pair.current() }}
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return e.pair.Certificate() }}
 }
 
 func (e *entrances) add(c *relay.Conn) bool {

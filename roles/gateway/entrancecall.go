@@ -220,7 +220,7 @@ func (e *entrances) violated(c *relay.Call, v *relay.Violation) []relay.Field {
 func (e *entrances) changed() {
 	e.judging.Add(1)
 	if e.pair != nil {
-		e.pair.changed()
+		e.pair.Kick()
 	}
 	select {
 	case e.news <- struct{}{}:

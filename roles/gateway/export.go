@@ -3,14 +3,12 @@ package gateway
 import (
 	"bytes"
 	"context"
-	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -37,12 +35,8 @@ const (
 	exportPrefix  = "..pair-"
 )
 
-const (
-	exportRetryFirst = time.Second
-	exportRetryLast  = 30 * time.Second
-	exportLook       = time.Minute
-	exportBackdate   = time.Minute
-)
+// exportWait is how long an answer of core is waited for.
+const exportWait = 30 * time.Second
 
 // exporter keeps a renewed certificate, its key and the CA in a directory, for
 // a service beside this gateway.
@@ -54,9 +48,8 @@ type exporter struct {
 	issuer  func() []byte                       // SHA-256 of the key of who issues now; nil: not known
 	now     func() time.Time
 	log     *slog.Logger
-	news    chan struct{} // a snapshot came
+	upkeep  *link.Upkeep
 	held    atomic.Pointer[exported]
-	failure atomic.Pointer[string]
 }
 
 // exported is what lies in the directory.
@@ -66,7 +59,6 @@ type exported struct {
 	cert  []byte
 	key   []byte
 	ca    []byte
-	at    time.Time // when it is renewed
 }
 
 // openExporter reads what a former run left. Files of others in the directory
@@ -83,6 +75,10 @@ func openExporter(e *exporter) (*exporter, error) {
 		}
 		return nil, fmt.Errorf("--export-cert: %s exists and was not made by this gateway: give a directory of its own, or move the file away", path)
 	}
+	e.upkeep = link.NewUpkeep("the pair in "+e.dir, e.now, e.log, func(ctx context.Context) (*x509.Certificate, error) {
+		err := e.look(ctx)
+		return e.leaf(), err
+	})
 	if held, err := e.read(); err == nil {
 		e.held.Store(held)
 	}
@@ -102,46 +98,7 @@ func (e *exporter) read() (*exported, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newExported(pair.Leaf, cert, key, ca), nil
-}
-
-func newExported(leaf *x509.Certificate, cert, key, ca []byte) *exported {
-	life := max(leaf.NotAfter.Sub(leaf.NotBefore)-exportBackdate, time.Second)
-	return &exported{leaf: leaf, cert: cert, key: key, ca: ca, at: leaf.NotAfter.Add(-life + life*60/100 + rand.N(life*6/100+1))}
-}
-
-// run keeps the pair until ctx ends.
-func (e *exporter) run(ctx context.Context) {
-	wait, said := exportRetryFirst, ""
-	for {
-		err := e.look(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		pause := exportLook
-		if held := e.held.Load(); held != nil {
-			pause = min(pause, max(held.at.Sub(e.now()), time.Second))
-		}
-		if err != nil {
-			text := err.Error()
-			if e.failure.Store(&text); text != said {
-				said = text
-				e.log.Warn("the exported certificate was not renewed, trying again", "directory", e.dir, "cause", text)
-			}
-			pause = min(pause, wait/2+rand.N(wait/2))
-			wait = min(2*wait, exportRetryLast)
-		} else {
-			wait, said = exportRetryFirst, ""
-			e.failure.Store(nil)
-		}
-		t := time.NewTimer(pause)
-		select {
-		case <-t.C:
-		case <-e.news:
-		case <-ctx.Done():
-		}
-		t.Stop()
-	}
+	return &exported{leaf: pair.Leaf, cert: cert, key: key, ca: ca}, nil
 }
 
 // look does what is to be done now: a new pair when the time has come or the
@@ -153,10 +110,10 @@ func (e *exporter) look(ctx context.Context) error {
 	}
 	held, ca := e.held.Load(), e.bundle().PEM()
 	switch {
-	case held == nil, !e.now().Before(held.at), !e.issues(held.leaf), !covers(held.leaf, names), held.names != nil && !slices.Equal(held.names, names):
+	case held == nil, !e.now().Before(link.RenewalOf(held.leaf)), !e.issues(held.leaf), !covers(held.leaf, names), held.names != nil && !slices.Equal(held.names, names):
 		return e.renew(ctx, names, ca)
 	case !bytes.Equal(held.ca, ca):
-		return e.place(&exported{leaf: held.leaf, names: held.names, cert: held.cert, key: held.key, ca: ca, at: held.at})
+		return e.place(&exported{leaf: held.leaf, names: held.names, cert: held.cert, key: held.key, ca: ca})
 	}
 	return nil
 }
@@ -177,33 +134,17 @@ func covers(leaf *x509.Certificate, names []string) bool {
 
 // renew gets a certificate for a new key and puts both in place.
 func (e *exporter) renew(ctx context.Context, names []string, ca []byte) error {
-	key, err := pki.NewKey("p256")
-	if err != nil {
-		return err
-	}
-	csr, err := pki.NewCSR(key)
-	if err != nil {
-		return err
-	}
-	asking, cancel := context.WithTimeout(ctx, exportRetryLast)
+	asking, cancel := context.WithTimeout(ctx, exportWait)
 	defer cancel()
-	ders, err := e.request(asking, csr)
+	key, chain, err := link.RequestCertificate(asking, e.request)
 	if err != nil {
 		return err
-	}
-	chain, err := pki.ParseChain(ders)
-	if err != nil {
-		return fmt.Errorf("core's answer cannot be used: %w", err)
-	}
-	if public, ok := chain[0].PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(key.Public()) {
-		return errors.New("the certificate that core sent is for another key")
 	}
 	text, err := pki.MarshalKeyPEM(key)
 	if err != nil {
 		return err
 	}
-	next := newExported(chain[0], pki.MarshalCertificatesPEM(chain), text, ca)
-	next.names = append([]string{}, names...)
+	next := &exported{leaf: chain[0], names: append([]string{}, names...), cert: pki.MarshalCertificatesPEM(chain), key: text, ca: ca}
 	if err := e.place(next); err != nil {
 		return err
 	}
@@ -281,18 +222,15 @@ func (e *exporter) sweep(keep ...string) {
 	}
 }
 
-// report is what core is told of the pair; nil while there is none.
-func (e *exporter) report() *control.Certificate {
-	held := e.held.Load()
-	if held == nil {
-		return nil
+func (e *exporter) leaf() *x509.Certificate {
+	if held := e.held.Load(); held != nil {
+		return held.leaf
 	}
-	c := link.Report("export", held.leaf)
-	if why := e.failure.Load(); why != nil {
-		c.Error = *why
-	}
-	return c
+	return nil
 }
+
+// report is what core is told of the pair; nil while there is none.
+func (e *exporter) report() *control.Certificate { return e.upkeep.Report("export", e.leaf()) }
 
 func writeDurably(name string, text []byte, mode os.FileMode) error {
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)

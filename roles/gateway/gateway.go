@@ -195,7 +195,7 @@ func open(s configs.Gateway, d Deps) (*gateway, *pki.Token, error) {
 		Ready: func(error) { g.tellReady() },
 	}
 	if s.ExportCert != "" {
-		g.export, err = openExporter(&exporter{dir: s.ExportCert, bundle: g.self.Bundle, log: d.Log, news: make(chan struct{}, 1),
+		g.export, err = openExporter(&exporter{dir: s.ExportCert, bundle: g.self.Bundle, log: d.Log,
 			now: func() time.Time { return time.Now().Add(g.end.ClockOffset()) },
 			names: func() ([]string, bool) {
 				held := g.snapshots.Snapshot()
@@ -277,10 +277,7 @@ func (g *gateway) prepare(s *control.Snapshot) (func(), error) {
 		default:
 		}
 		if g.export != nil {
-			select {
-			case g.export.news <- struct{}{}:
-			default:
-			}
+			g.export.upkeep.Kick()
 		}
 		if g.entrances != nil {
 			g.entrances.changed()
@@ -310,7 +307,7 @@ func (g *gateway) run(ctx context.Context) error {
 		g.goroutines.Go(func() { _ = g.anchors.Run(work) })
 	}
 	if g.export != nil {
-		g.goroutines.Go(func() { g.export.run(work) })
+		g.goroutines.Go(func() { g.export.upkeep.Run(work) })
 	}
 	g.goroutines.Go(func() { g.keepSession(work) })
 	g.goroutines.Go(func() { _ = g.renewer.Run(work) }) // nil: work has ended

@@ -27,7 +27,7 @@ func (g *gateway) reports() []*control.Certificate {
 		}
 	}
 	if g.entrances != nil && g.entrances.pair != nil {
-		if c := g.entrances.pair.report(); c != nil {
+		if c := g.entrances.pair.Report(); c != nil {
 			list = append(list, c)
 		}
 	}

@@ -219,11 +219,7 @@ func open(s configs.Proxy, d Deps) (*proxy, error) {
 		}
 		p.certificates = files{source}
 	} else {
-		p.issued = &issued{log: d.Log, changed: p.state.changed, again: make(chan struct{}, 1),
-			now: func() time.Time { return time.Now().Add(p.end.ClockOffset()) },
-			request: func(ctx context.Context, csr []byte) ([][]byte, error) {
-				return p.end.Request(ctx, csr, control.CertificateRequest_PURPOSE_PUBLIC_PORT)
-			}}
+		p.issued = p.newIssued()
 		p.certificates = p.issued
 	}
 	if p.foreign, err = openForeign(s.ClientCAs, p); err != nil {

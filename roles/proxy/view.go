@@ -82,7 +82,7 @@ func (p *proxy) prepare(s *control.Snapshot) (func(), error) {
 		p.viewing.Unlock()
 		p.changedView()
 		if p.issued != nil {
-			p.issued.follow(p.self.Bundle(), s.GetCallerIssuer())
+			p.issued.Kick()
 		}
 		p.state.changed()
 	}, nil
