@@ -71,6 +71,9 @@ func TestStrangersLeaveLittle(t *testing.T) {
 		}
 		return nil
 	})
+	if out := run(t, d.coreEnv, "audit", "denials", "--limit", "10000", "--since", "1h"); !strings.Contains(out, "overflow") || !strings.Contains(out, "127.0.7.1") {
+		t.Errorf("the verb does not list them:\n%.2000s", out)
+	}
 	minutes := int64(took.Minutes()) + 2
 	if n := ask("SELECT count(*) FROM denials"); n > minutes*201 {
 		t.Errorf("%d rows count them, of %d minutes", n, minutes)

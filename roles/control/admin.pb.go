@@ -73,7 +73,7 @@ func (x RotateCARequest_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RotateCARequest_Action.Descriptor instead.
 func (RotateCARequest_Action) EnumDescriptor() ([]byte, []int) {
-	return file_roles_control_admin_proto_rawDescGZIP(), []int{45, 0}
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{48, 0}
 }
 
 type StatusRequest struct {
@@ -2550,6 +2550,187 @@ func (x *CertificateRow) GetAlert() string {
 	return ""
 }
 
+type ListDenialsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Limit         uint32                 `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"`                          // 0: 100
+	SinceUnix     int64                  `protobuf:"varint,2,opt,name=since_unix,json=sinceUnix,proto3" json:"since_unix,omitempty"` // minutes from this one on; 0: all that are kept
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDenialsRequest) Reset() {
+	*x = ListDenialsRequest{}
+	mi := &file_roles_control_admin_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDenialsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDenialsRequest) ProtoMessage() {}
+
+func (x *ListDenialsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_roles_control_admin_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDenialsRequest.ProtoReflect.Descriptor instead.
+func (*ListDenialsRequest) Descriptor() ([]byte, []int) {
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ListDenialsRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ListDenialsRequest) GetSinceUnix() int64 {
+	if x != nil {
+		return x.SinceUnix
+	}
+	return 0
+}
+
+type ListDenialsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rows          []*Denied              `protobuf:"bytes,1,rep,name=rows,proto3" json:"rows,omitempty"` // the newest minute first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDenialsResponse) Reset() {
+	*x = ListDenialsResponse{}
+	mi := &file_roles_control_admin_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDenialsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDenialsResponse) ProtoMessage() {}
+
+func (x *ListDenialsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_roles_control_admin_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDenialsResponse.ProtoReflect.Descriptor instead.
+func (*ListDenialsResponse) Descriptor() ([]byte, []int) {
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ListDenialsResponse) GetRows() []*Denied {
+	if x != nil {
+		return x.Rows
+	}
+	return nil
+}
+
+// Denied counts calls of one minute that were refused alike.
+type Denied struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	MinuteUnix    int64                  `protobuf:"varint,1,opt,name=minute_unix,json=minuteUnix,proto3" json:"minute_unix,omitempty"`
+	Caller        string                 `protobuf:"bytes,2,opt,name=caller,proto3" json:"caller,omitempty"` // identity, or source prefix of a stranger; empty in the row of what found no row of its own
+	Method        string                 `protobuf:"bytes,3,opt,name=method,proto3" json:"method,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	Code          string                 `protobuf:"bytes,5,opt,name=code,proto3" json:"code,omitempty"` // gRPC status name
+	Count         uint64                 `protobuf:"varint,6,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Denied) Reset() {
+	*x = Denied{}
+	mi := &file_roles_control_admin_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Denied) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Denied) ProtoMessage() {}
+
+func (x *Denied) ProtoReflect() protoreflect.Message {
+	mi := &file_roles_control_admin_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Denied.ProtoReflect.Descriptor instead.
+func (*Denied) Descriptor() ([]byte, []int) {
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *Denied) GetMinuteUnix() int64 {
+	if x != nil {
+		return x.MinuteUnix
+	}
+	return 0
+}
+
+func (x *Denied) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *Denied) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *Denied) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Denied) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *Denied) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 type ListAuditRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Limit         uint32                 `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"` // 0: 100
@@ -2560,7 +2741,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_roles_control_admin_proto_msgTypes[34]
+	mi := &file_roles_control_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2572,7 +2753,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_admin_proto_msgTypes[34]
+	mi := &file_roles_control_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2585,7 +2766,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_roles_control_admin_proto_rawDescGZIP(), []int{34}
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListAuditRequest) GetLimit() uint32 {
@@ -2613,7 +2794,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_roles_control_admin_proto_msgTypes[35]
+	mi := &file_roles_control_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2625,7 +2806,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_admin_proto_msgTypes[35]
+	mi := &file_roles_control_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2638,7 +2819,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_roles_control_admin_proto_rawDescGZIP(), []int{35}
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListAuditResponse) GetRows() []*AuditRow {
@@ -2677,7 +2858,7 @@ type AuditRow struct {
 
 func (x *AuditRow) Reset() {
 	*x = AuditRow{}
-	mi := &file_roles_control_admin_proto_msgTypes[36]
+	mi := &file_roles_control_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2689,7 +2870,7 @@ func (x *AuditRow) String() string {
 func (*AuditRow) ProtoMessage() {}
 
 func (x *AuditRow) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_admin_proto_msgTypes[36]
+	mi := &file_roles_control_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2702,7 +2883,7 @@ func (x *AuditRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRow.ProtoReflect.Descriptor instead.
 func (*AuditRow) Descriptor() ([]byte, []int) {
-	return file_roles_control_admin_proto_rawDescGZIP(), []int{36}
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *AuditRow) GetSequence() uint64 {
@@ -2767,7 +2948,7 @@ type RevokeCertificateRequest struct {
 
 func (x *RevokeCertificateRequest) Reset() {
 	*x = RevokeCertificateRequest{}
-	mi := &file_roles_control_admin_proto_msgTypes[37]
+	mi := &file_roles_control_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2779,7 +2960,7 @@ func (x *RevokeCertificateRequest) String() string {
 func (*RevokeCertificateRequest) ProtoMessage() {}
 
 func (x *RevokeCertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_admin_proto_msgTypes[37]
+	mi := &file_roles_control_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2792,7 +2973,7 @@ func (x *RevokeCertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeCertificateRequest.ProtoReflect.Descriptor instead.
 func (*RevokeCertificateRequest) Descriptor() ([]byte, []int) {
-	return file_roles_control_admin_proto_rawDescGZIP(), []int{37}
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RevokeCertificateRequest) GetSerial() string {
@@ -2830,7 +3011,7 @@ type RevokeCertificateResponse struct {
 
 func (x *RevokeCertificateResponse) Reset() {
 	*x = RevokeCertificateResponse{}
-	mi := &file_roles_control_admin_proto_msgTypes[38]
+	mi := &file_roles_control_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2842,7 +3023,7 @@ func (x *RevokeCertificateResponse) String() string {
 func (*RevokeCertificateResponse) ProtoMessage() {}
 
 func (x *RevokeCertificateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_admin_proto_msgTypes[38]
+	mi := &file_roles_control_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2855,7 +3036,7 @@ func (x *RevokeCertificateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeCertificateResponse.ProtoReflect.Descriptor instead.
 func (*RevokeCertificateResponse) Descriptor() ([]byte, []int) {
-	return file_roles_control_admin_proto_rawDescGZIP(), []int{38}
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RevokeCertificateResponse) GetRevoked() []string {
@@ -2905,7 +3086,7 @@ type RenewComponentsRequest struct {
 
 func (x *RenewComponentsRequest) Reset() {
 	*x = RenewComponentsRequest{}
-	mi := &file_roles_control_admin_proto_msgTypes[39]
+	mi := &file_roles_control_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2917,7 +3098,7 @@ func (x *RenewComponentsRequest) String() string {
 func (*RenewComponentsRequest) ProtoMessage() {}
 
 func (x *RenewComponentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_admin_proto_msgTypes[39]
+	mi := &file_roles_control_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2930,7 +3111,7 @@ func (x *RenewComponentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewComponentsRequest.ProtoReflect.Descriptor instead.
 func (*RenewComponentsRequest) Descriptor() ([]byte, []int) {
-	return file_roles_control_admin_proto_rawDescGZIP(), []int{39}
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RenewComponentsRequest) GetComponents() []string {
@@ -2963,7 +3144,7 @@ type RenewComponentsResponse struct {
 
 func (x *RenewComponentsResponse) Reset() {
 	*x = RenewComponentsResponse{}
-	mi := &file_roles_control_admin_proto_msgTypes[40]
+	mi := &file_roles_control_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2975,7 +3156,7 @@ func (x *RenewComponentsResponse) String() string {
 func (*RenewComponentsResponse) ProtoMessage() {}
 
 func (x *RenewComponentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_admin_proto_msgTypes[40]
+	mi := &file_roles_control_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2988,7 +3169,7 @@ func (x *RenewComponentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewComponentsResponse.ProtoReflect.Descriptor instead.
 func (*RenewComponentsResponse) Descriptor() ([]byte, []int) {
-	return file_roles_control_admin_proto_rawDescGZIP(), []int{40}
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RenewComponentsResponse) GetComponents() []*RenewedComponent {
@@ -3014,7 +3195,7 @@ type RenewedComponent struct {
 
 func (x *RenewedComponent) Reset() {
 	*x = RenewedComponent{}
-	mi := &file_roles_control_admin_proto_msgTypes[41]
+	mi := &file_roles_control_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3026,7 +3207,7 @@ func (x *RenewedComponent) String() string {
 func (*RenewedComponent) ProtoMessage() {}
 
 func (x *RenewedComponent) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_admin_proto_msgTypes[41]
+	mi := &file_roles_control_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3039,7 +3220,7 @@ func (x *RenewedComponent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewedComponent.ProtoReflect.Descriptor instead.
 func (*RenewedComponent) Descriptor() ([]byte, []int) {
-	return file_roles_control_admin_proto_rawDescGZIP(), []int{41}
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RenewedComponent) GetComponent() string {
@@ -3092,7 +3273,7 @@ type GetCRLRequest struct {
 
 func (x *GetCRLRequest) Reset() {
 	*x = GetCRLRequest{}
-	mi := &file_roles_control_admin_proto_msgTypes[42]
+	mi := &file_roles_control_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3104,7 +3285,7 @@ func (x *GetCRLRequest) String() string {
 func (*GetCRLRequest) ProtoMessage() {}
 
 func (x *GetCRLRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_admin_proto_msgTypes[42]
+	mi := &file_roles_control_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3117,7 +3298,7 @@ func (x *GetCRLRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCRLRequest.ProtoReflect.Descriptor instead.
 func (*GetCRLRequest) Descriptor() ([]byte, []int) {
-	return file_roles_control_admin_proto_rawDescGZIP(), []int{42}
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{45}
 }
 
 type GetCRLResponse struct {
@@ -3129,7 +3310,7 @@ type GetCRLResponse struct {
 
 func (x *GetCRLResponse) Reset() {
 	*x = GetCRLResponse{}
-	mi := &file_roles_control_admin_proto_msgTypes[43]
+	mi := &file_roles_control_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3141,7 +3322,7 @@ func (x *GetCRLResponse) String() string {
 func (*GetCRLResponse) ProtoMessage() {}
 
 func (x *GetCRLResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_admin_proto_msgTypes[43]
+	mi := &file_roles_control_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3154,7 +3335,7 @@ func (x *GetCRLResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetCRLResponse.ProtoReflect.Descriptor instead.
 func (*GetCRLResponse) Descriptor() ([]byte, []int) {
-	return file_roles_control_admin_proto_rawDescGZIP(), []int{43}
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *GetCRLResponse) GetCrls() [][]byte {
@@ -3174,7 +3355,7 @@ type ImportCARequest struct {
 
 func (x *ImportCARequest) Reset() {
 	*x = ImportCARequest{}
-	mi := &file_roles_control_admin_proto_msgTypes[44]
+	mi := &file_roles_control_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3186,7 +3367,7 @@ func (x *ImportCARequest) String() string {
 func (*ImportCARequest) ProtoMessage() {}
 
 func (x *ImportCARequest) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_admin_proto_msgTypes[44]
+	mi := &file_roles_control_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3199,7 +3380,7 @@ func (x *ImportCARequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportCARequest.ProtoReflect.Descriptor instead.
 func (*ImportCARequest) Descriptor() ([]byte, []int) {
-	return file_roles_control_admin_proto_rawDescGZIP(), []int{44}
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ImportCARequest) GetChainPem() []byte {
@@ -3227,7 +3408,7 @@ type RotateCARequest struct {
 
 func (x *RotateCARequest) Reset() {
 	*x = RotateCARequest{}
-	mi := &file_roles_control_admin_proto_msgTypes[45]
+	mi := &file_roles_control_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3239,7 +3420,7 @@ func (x *RotateCARequest) String() string {
 func (*RotateCARequest) ProtoMessage() {}
 
 func (x *RotateCARequest) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_admin_proto_msgTypes[45]
+	mi := &file_roles_control_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3252,7 +3433,7 @@ func (x *RotateCARequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateCARequest.ProtoReflect.Descriptor instead.
 func (*RotateCARequest) Descriptor() ([]byte, []int) {
-	return file_roles_control_admin_proto_rawDescGZIP(), []int{45}
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *RotateCARequest) GetAction() RotateCARequest_Action {
@@ -3291,7 +3472,7 @@ type RotateCAResponse struct {
 
 func (x *RotateCAResponse) Reset() {
 	*x = RotateCAResponse{}
-	mi := &file_roles_control_admin_proto_msgTypes[46]
+	mi := &file_roles_control_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3303,7 +3484,7 @@ func (x *RotateCAResponse) String() string {
 func (*RotateCAResponse) ProtoMessage() {}
 
 func (x *RotateCAResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_admin_proto_msgTypes[46]
+	mi := &file_roles_control_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3316,7 +3497,7 @@ func (x *RotateCAResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateCAResponse.ProtoReflect.Descriptor instead.
 func (*RotateCAResponse) Descriptor() ([]byte, []int) {
-	return file_roles_control_admin_proto_rawDescGZIP(), []int{46}
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RotateCAResponse) GetPhase() string {
@@ -3376,7 +3557,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_roles_control_admin_proto_msgTypes[47]
+	mi := &file_roles_control_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3388,7 +3569,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_admin_proto_msgTypes[47]
+	mi := &file_roles_control_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3401,7 +3582,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_roles_control_admin_proto_rawDescGZIP(), []int{47}
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{50}
 }
 
 // BackupChunk is a piece of the unencrypted archive; the command line encrypts
@@ -3415,7 +3596,7 @@ type BackupChunk struct {
 
 func (x *BackupChunk) Reset() {
 	*x = BackupChunk{}
-	mi := &file_roles_control_admin_proto_msgTypes[48]
+	mi := &file_roles_control_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3427,7 +3608,7 @@ func (x *BackupChunk) String() string {
 func (*BackupChunk) ProtoMessage() {}
 
 func (x *BackupChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_roles_control_admin_proto_msgTypes[48]
+	mi := &file_roles_control_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3440,7 +3621,7 @@ func (x *BackupChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupChunk.ProtoReflect.Descriptor instead.
 func (*BackupChunk) Descriptor() ([]byte, []int) {
-	return file_roles_control_admin_proto_rawDescGZIP(), []int{48}
+	return file_roles_control_admin_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *BackupChunk) GetData() []byte {
@@ -3670,7 +3851,21 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\frevoked_unix\x18\b \x01(\x03R\vrevokedUnix\x12\x16\n" +
 	"\x06holder\x18\t \x01(\tR\x06holder\x12\x14\n" +
 	"\x05alert\x18\n" +
-	" \x01(\tR\x05alert\"@\n" +
+	" \x01(\tR\x05alert\"I\n" +
+	"\x12ListDenialsRequest\x12\x14\n" +
+	"\x05limit\x18\x01 \x01(\rR\x05limit\x12\x1d\n" +
+	"\n" +
+	"since_unix\x18\x02 \x01(\x03R\tsinceUnix\"G\n" +
+	"\x13ListDenialsResponse\x120\n" +
+	"\x04rows\x18\x01 \x03(\v2\x1c.sallyport.control.v1.DeniedR\x04rows\"\x9b\x01\n" +
+	"\x06Denied\x12\x1f\n" +
+	"\vminute_unix\x18\x01 \x01(\x03R\n" +
+	"minuteUnix\x12\x16\n" +
+	"\x06caller\x18\x02 \x01(\tR\x06caller\x12\x16\n" +
+	"\x06method\x18\x03 \x01(\tR\x06method\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x12\n" +
+	"\x04code\x18\x05 \x01(\tR\x04code\x12\x14\n" +
+	"\x05count\x18\x06 \x01(\x04R\x05count\"@\n" +
 	"\x10ListAuditRequest\x12\x14\n" +
 	"\x05limit\x18\x01 \x01(\rR\x05limit\x12\x16\n" +
 	"\x06before\x18\x02 \x01(\x04R\x06before\"{\n" +
@@ -3742,7 +3937,7 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\bwarnings\x18\a \x03(\tR\bwarnings\"\x0f\n" +
 	"\rBackupRequest\"!\n" +
 	"\vBackupChunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data2\xc8\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data2\xac\x13\n" +
 	"\x05Admin\x12S\n" +
 	"\x06Status\x12#.sallyport.control.v1.StatusRequest\x1a$.sallyport.control.v1.StatusResponse\x12e\n" +
 	"\fAddComponent\x12).sallyport.control.v1.AddComponentRequest\x1a*.sallyport.control.v1.AddComponentResponse\x12Z\n" +
@@ -3768,7 +3963,8 @@ const file_roles_control_admin_proto_rawDesc = "" +
 	"\bImportCA\x12%.sallyport.control.v1.ImportCARequest\x1a$.sallyport.control.v1.ShowCAResponse\x12Y\n" +
 	"\bRotateCA\x12%.sallyport.control.v1.RotateCARequest\x1a&.sallyport.control.v1.RotateCAResponse\x12R\n" +
 	"\x06Backup\x12#.sallyport.control.v1.BackupRequest\x1a!.sallyport.control.v1.BackupChunk0\x01\x12\\\n" +
-	"\tListAudit\x12&.sallyport.control.v1.ListAuditRequest\x1a'.sallyport.control.v1.ListAuditResponseB\x19Z\x17sallyport/roles/controlb\x06proto3"
+	"\tListAudit\x12&.sallyport.control.v1.ListAuditRequest\x1a'.sallyport.control.v1.ListAuditResponse\x12b\n" +
+	"\vListDenials\x12(.sallyport.control.v1.ListDenialsRequest\x1a).sallyport.control.v1.ListDenialsResponseB\x19Z\x17sallyport/roles/controlb\x06proto3"
 
 var (
 	file_roles_control_admin_proto_rawDescOnce sync.Once
@@ -3783,7 +3979,7 @@ func file_roles_control_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_roles_control_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_roles_control_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_roles_control_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_roles_control_admin_proto_goTypes = []any{
 	(RotateCARequest_Action)(0),       // 0: sallyport.control.v1.RotateCARequest.Action
 	(*StatusRequest)(nil),             // 1: sallyport.control.v1.StatusRequest
@@ -3820,21 +4016,24 @@ var file_roles_control_admin_proto_goTypes = []any{
 	(*ListCertificatesRequest)(nil),   // 32: sallyport.control.v1.ListCertificatesRequest
 	(*ListCertificatesResponse)(nil),  // 33: sallyport.control.v1.ListCertificatesResponse
 	(*CertificateRow)(nil),            // 34: sallyport.control.v1.CertificateRow
-	(*ListAuditRequest)(nil),          // 35: sallyport.control.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),         // 36: sallyport.control.v1.ListAuditResponse
-	(*AuditRow)(nil),                  // 37: sallyport.control.v1.AuditRow
-	(*RevokeCertificateRequest)(nil),  // 38: sallyport.control.v1.RevokeCertificateRequest
-	(*RevokeCertificateResponse)(nil), // 39: sallyport.control.v1.RevokeCertificateResponse
-	(*RenewComponentsRequest)(nil),    // 40: sallyport.control.v1.RenewComponentsRequest
-	(*RenewComponentsResponse)(nil),   // 41: sallyport.control.v1.RenewComponentsResponse
-	(*RenewedComponent)(nil),          // 42: sallyport.control.v1.RenewedComponent
-	(*GetCRLRequest)(nil),             // 43: sallyport.control.v1.GetCRLRequest
-	(*GetCRLResponse)(nil),            // 44: sallyport.control.v1.GetCRLResponse
-	(*ImportCARequest)(nil),           // 45: sallyport.control.v1.ImportCARequest
-	(*RotateCARequest)(nil),           // 46: sallyport.control.v1.RotateCARequest
-	(*RotateCAResponse)(nil),          // 47: sallyport.control.v1.RotateCAResponse
-	(*BackupRequest)(nil),             // 48: sallyport.control.v1.BackupRequest
-	(*BackupChunk)(nil),               // 49: sallyport.control.v1.BackupChunk
+	(*ListDenialsRequest)(nil),        // 35: sallyport.control.v1.ListDenialsRequest
+	(*ListDenialsResponse)(nil),       // 36: sallyport.control.v1.ListDenialsResponse
+	(*Denied)(nil),                    // 37: sallyport.control.v1.Denied
+	(*ListAuditRequest)(nil),          // 38: sallyport.control.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),         // 39: sallyport.control.v1.ListAuditResponse
+	(*AuditRow)(nil),                  // 40: sallyport.control.v1.AuditRow
+	(*RevokeCertificateRequest)(nil),  // 41: sallyport.control.v1.RevokeCertificateRequest
+	(*RevokeCertificateResponse)(nil), // 42: sallyport.control.v1.RevokeCertificateResponse
+	(*RenewComponentsRequest)(nil),    // 43: sallyport.control.v1.RenewComponentsRequest
+	(*RenewComponentsResponse)(nil),   // 44: sallyport.control.v1.RenewComponentsResponse
+	(*RenewedComponent)(nil),          // 45: sallyport.control.v1.RenewedComponent
+	(*GetCRLRequest)(nil),             // 46: sallyport.control.v1.GetCRLRequest
+	(*GetCRLResponse)(nil),            // 47: sallyport.control.v1.GetCRLResponse
+	(*ImportCARequest)(nil),           // 48: sallyport.control.v1.ImportCARequest
+	(*RotateCARequest)(nil),           // 49: sallyport.control.v1.RotateCARequest
+	(*RotateCAResponse)(nil),          // 50: sallyport.control.v1.RotateCAResponse
+	(*BackupRequest)(nil),             // 51: sallyport.control.v1.BackupRequest
+	(*BackupChunk)(nil),               // 52: sallyport.control.v1.BackupChunk
 }
 var file_roles_control_admin_proto_depIdxs = []int32{
 	3,  // 0: sallyport.control.v1.StatusResponse.components:type_name -> sallyport.control.v1.Component
@@ -3842,70 +4041,73 @@ var file_roles_control_admin_proto_depIdxs = []int32{
 	34, // 2: sallyport.control.v1.StatusResponse.certificates:type_name -> sallyport.control.v1.CertificateRow
 	4,  // 3: sallyport.control.v1.Component.upstreams:type_name -> sallyport.control.v1.UpstreamRow
 	34, // 4: sallyport.control.v1.Component.certificates:type_name -> sallyport.control.v1.CertificateRow
-	39, // 5: sallyport.control.v1.Component.revocation:type_name -> sallyport.control.v1.RevokeCertificateResponse
+	42, // 5: sallyport.control.v1.Component.revocation:type_name -> sallyport.control.v1.RevokeCertificateResponse
 	3,  // 6: sallyport.control.v1.AddComponentResponse.component:type_name -> sallyport.control.v1.Component
 	3,  // 7: sallyport.control.v1.ListComponentsResponse.components:type_name -> sallyport.control.v1.Component
 	13, // 8: sallyport.control.v1.ListServicesResponse.services:type_name -> sallyport.control.v1.ServiceRow
 	24, // 9: sallyport.control.v1.CreateAPIKeyResponse.key:type_name -> sallyport.control.v1.APIKeyRow
-	39, // 10: sallyport.control.v1.APIKeyRow.revocation:type_name -> sallyport.control.v1.RevokeCertificateResponse
+	42, // 10: sallyport.control.v1.APIKeyRow.revocation:type_name -> sallyport.control.v1.RevokeCertificateResponse
 	24, // 11: sallyport.control.v1.ListAPIKeysResponse.keys:type_name -> sallyport.control.v1.APIKeyRow
 	34, // 12: sallyport.control.v1.ListCertificatesResponse.certificates:type_name -> sallyport.control.v1.CertificateRow
-	37, // 13: sallyport.control.v1.ListAuditResponse.rows:type_name -> sallyport.control.v1.AuditRow
-	42, // 14: sallyport.control.v1.RenewComponentsResponse.components:type_name -> sallyport.control.v1.RenewedComponent
-	0,  // 15: sallyport.control.v1.RotateCARequest.action:type_name -> sallyport.control.v1.RotateCARequest.Action
-	1,  // 16: sallyport.control.v1.Admin.Status:input_type -> sallyport.control.v1.StatusRequest
-	5,  // 17: sallyport.control.v1.Admin.AddComponent:input_type -> sallyport.control.v1.AddComponentRequest
-	7,  // 18: sallyport.control.v1.Admin.SetComponent:input_type -> sallyport.control.v1.SetComponentRequest
-	8,  // 19: sallyport.control.v1.Admin.ListComponents:input_type -> sallyport.control.v1.ListComponentsRequest
-	10, // 20: sallyport.control.v1.Admin.RemoveComponent:input_type -> sallyport.control.v1.RemoveComponentRequest
-	11, // 21: sallyport.control.v1.Admin.ListServices:input_type -> sallyport.control.v1.ListServicesRequest
-	14, // 22: sallyport.control.v1.Admin.AllowService:input_type -> sallyport.control.v1.AllowServiceRequest
-	15, // 23: sallyport.control.v1.Admin.CheckPolicy:input_type -> sallyport.control.v1.CheckPolicyRequest
-	17, // 24: sallyport.control.v1.Admin.ApplyPolicy:input_type -> sallyport.control.v1.ApplyPolicyRequest
-	18, // 25: sallyport.control.v1.Admin.ShowPolicy:input_type -> sallyport.control.v1.ShowPolicyRequest
-	20, // 26: sallyport.control.v1.Admin.ExplainPolicy:input_type -> sallyport.control.v1.ExplainPolicyRequest
-	22, // 27: sallyport.control.v1.Admin.CreateAPIKey:input_type -> sallyport.control.v1.CreateAPIKeyRequest
-	25, // 28: sallyport.control.v1.Admin.ListAPIKeys:input_type -> sallyport.control.v1.ListAPIKeysRequest
-	27, // 29: sallyport.control.v1.Admin.RevokeAPIKey:input_type -> sallyport.control.v1.RevokeAPIKeyRequest
-	28, // 30: sallyport.control.v1.Admin.ShowCA:input_type -> sallyport.control.v1.ShowCARequest
-	30, // 31: sallyport.control.v1.Admin.IssueCertificate:input_type -> sallyport.control.v1.IssueCertificateRequest
-	32, // 32: sallyport.control.v1.Admin.ListCertificates:input_type -> sallyport.control.v1.ListCertificatesRequest
-	38, // 33: sallyport.control.v1.Admin.RevokeCertificate:input_type -> sallyport.control.v1.RevokeCertificateRequest
-	40, // 34: sallyport.control.v1.Admin.RenewComponents:input_type -> sallyport.control.v1.RenewComponentsRequest
-	43, // 35: sallyport.control.v1.Admin.GetCRL:input_type -> sallyport.control.v1.GetCRLRequest
-	45, // 36: sallyport.control.v1.Admin.ImportCA:input_type -> sallyport.control.v1.ImportCARequest
-	46, // 37: sallyport.control.v1.Admin.RotateCA:input_type -> sallyport.control.v1.RotateCARequest
-	48, // 38: sallyport.control.v1.Admin.Backup:input_type -> sallyport.control.v1.BackupRequest
-	35, // 39: sallyport.control.v1.Admin.ListAudit:input_type -> sallyport.control.v1.ListAuditRequest
-	2,  // 40: sallyport.control.v1.Admin.Status:output_type -> sallyport.control.v1.StatusResponse
-	6,  // 41: sallyport.control.v1.Admin.AddComponent:output_type -> sallyport.control.v1.AddComponentResponse
-	3,  // 42: sallyport.control.v1.Admin.SetComponent:output_type -> sallyport.control.v1.Component
-	9,  // 43: sallyport.control.v1.Admin.ListComponents:output_type -> sallyport.control.v1.ListComponentsResponse
-	3,  // 44: sallyport.control.v1.Admin.RemoveComponent:output_type -> sallyport.control.v1.Component
-	12, // 45: sallyport.control.v1.Admin.ListServices:output_type -> sallyport.control.v1.ListServicesResponse
-	13, // 46: sallyport.control.v1.Admin.AllowService:output_type -> sallyport.control.v1.ServiceRow
-	16, // 47: sallyport.control.v1.Admin.CheckPolicy:output_type -> sallyport.control.v1.CheckPolicyResponse
-	16, // 48: sallyport.control.v1.Admin.ApplyPolicy:output_type -> sallyport.control.v1.CheckPolicyResponse
-	19, // 49: sallyport.control.v1.Admin.ShowPolicy:output_type -> sallyport.control.v1.ShowPolicyResponse
-	21, // 50: sallyport.control.v1.Admin.ExplainPolicy:output_type -> sallyport.control.v1.ExplainPolicyResponse
-	23, // 51: sallyport.control.v1.Admin.CreateAPIKey:output_type -> sallyport.control.v1.CreateAPIKeyResponse
-	26, // 52: sallyport.control.v1.Admin.ListAPIKeys:output_type -> sallyport.control.v1.ListAPIKeysResponse
-	24, // 53: sallyport.control.v1.Admin.RevokeAPIKey:output_type -> sallyport.control.v1.APIKeyRow
-	29, // 54: sallyport.control.v1.Admin.ShowCA:output_type -> sallyport.control.v1.ShowCAResponse
-	31, // 55: sallyport.control.v1.Admin.IssueCertificate:output_type -> sallyport.control.v1.IssueCertificateResponse
-	33, // 56: sallyport.control.v1.Admin.ListCertificates:output_type -> sallyport.control.v1.ListCertificatesResponse
-	39, // 57: sallyport.control.v1.Admin.RevokeCertificate:output_type -> sallyport.control.v1.RevokeCertificateResponse
-	41, // 58: sallyport.control.v1.Admin.RenewComponents:output_type -> sallyport.control.v1.RenewComponentsResponse
-	44, // 59: sallyport.control.v1.Admin.GetCRL:output_type -> sallyport.control.v1.GetCRLResponse
-	29, // 60: sallyport.control.v1.Admin.ImportCA:output_type -> sallyport.control.v1.ShowCAResponse
-	47, // 61: sallyport.control.v1.Admin.RotateCA:output_type -> sallyport.control.v1.RotateCAResponse
-	49, // 62: sallyport.control.v1.Admin.Backup:output_type -> sallyport.control.v1.BackupChunk
-	36, // 63: sallyport.control.v1.Admin.ListAudit:output_type -> sallyport.control.v1.ListAuditResponse
-	40, // [40:64] is the sub-list for method output_type
-	16, // [16:40] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	37, // 13: sallyport.control.v1.ListDenialsResponse.rows:type_name -> sallyport.control.v1.Denied
+	40, // 14: sallyport.control.v1.ListAuditResponse.rows:type_name -> sallyport.control.v1.AuditRow
+	45, // 15: sallyport.control.v1.RenewComponentsResponse.components:type_name -> sallyport.control.v1.RenewedComponent
+	0,  // 16: sallyport.control.v1.RotateCARequest.action:type_name -> sallyport.control.v1.RotateCARequest.Action
+	1,  // 17: sallyport.control.v1.Admin.Status:input_type -> sallyport.control.v1.StatusRequest
+	5,  // 18: sallyport.control.v1.Admin.AddComponent:input_type -> sallyport.control.v1.AddComponentRequest
+	7,  // 19: sallyport.control.v1.Admin.SetComponent:input_type -> sallyport.control.v1.SetComponentRequest
+	8,  // 20: sallyport.control.v1.Admin.ListComponents:input_type -> sallyport.control.v1.ListComponentsRequest
+	10, // 21: sallyport.control.v1.Admin.RemoveComponent:input_type -> sallyport.control.v1.RemoveComponentRequest
+	11, // 22: sallyport.control.v1.Admin.ListServices:input_type -> sallyport.control.v1.ListServicesRequest
+	14, // 23: sallyport.control.v1.Admin.AllowService:input_type -> sallyport.control.v1.AllowServiceRequest
+	15, // 24: sallyport.control.v1.Admin.CheckPolicy:input_type -> sallyport.control.v1.CheckPolicyRequest
+	17, // 25: sallyport.control.v1.Admin.ApplyPolicy:input_type -> sallyport.control.v1.ApplyPolicyRequest
+	18, // 26: sallyport.control.v1.Admin.ShowPolicy:input_type -> sallyport.control.v1.ShowPolicyRequest
+	20, // 27: sallyport.control.v1.Admin.ExplainPolicy:input_type -> sallyport.control.v1.ExplainPolicyRequest
+	22, // 28: sallyport.control.v1.Admin.CreateAPIKey:input_type -> sallyport.control.v1.CreateAPIKeyRequest
+	25, // 29: sallyport.control.v1.Admin.ListAPIKeys:input_type -> sallyport.control.v1.ListAPIKeysRequest
+	27, // 30: sallyport.control.v1.Admin.RevokeAPIKey:input_type -> sallyport.control.v1.RevokeAPIKeyRequest
+	28, // 31: sallyport.control.v1.Admin.ShowCA:input_type -> sallyport.control.v1.ShowCARequest
+	30, // 32: sallyport.control.v1.Admin.IssueCertificate:input_type -> sallyport.control.v1.IssueCertificateRequest
+	32, // 33: sallyport.control.v1.Admin.ListCertificates:input_type -> sallyport.control.v1.ListCertificatesRequest
+	41, // 34: sallyport.control.v1.Admin.RevokeCertificate:input_type -> sallyport.control.v1.RevokeCertificateRequest
+	43, // 35: sallyport.control.v1.Admin.RenewComponents:input_type -> sallyport.control.v1.RenewComponentsRequest
+	46, // 36: sallyport.control.v1.Admin.GetCRL:input_type -> sallyport.control.v1.GetCRLRequest
+	48, // 37: sallyport.control.v1.Admin.ImportCA:input_type -> sallyport.control.v1.ImportCARequest
+	49, // 38: sallyport.control.v1.Admin.RotateCA:input_type -> sallyport.control.v1.RotateCARequest
+	51, // 39: sallyport.control.v1.Admin.Backup:input_type -> sallyport.control.v1.BackupRequest
+	38, // 40: sallyport.control.v1.Admin.ListAudit:input_type -> sallyport.control.v1.ListAuditRequest
+	35, // 41: sallyport.control.v1.Admin.ListDenials:input_type -> sallyport.control.v1.ListDenialsRequest
+	2,  // 42: sallyport.control.v1.Admin.Status:output_type -> sallyport.control.v1.StatusResponse
+	6,  // 43: sallyport.control.v1.Admin.AddComponent:output_type -> sallyport.control.v1.AddComponentResponse
+	3,  // 44: sallyport.control.v1.Admin.SetComponent:output_type -> sallyport.control.v1.Component
+	9,  // 45: sallyport.control.v1.Admin.ListComponents:output_type -> sallyport.control.v1.ListComponentsResponse
+	3,  // 46: sallyport.control.v1.Admin.RemoveComponent:output_type -> sallyport.control.v1.Component
+	12, // 47: sallyport.control.v1.Admin.ListServices:output_type -> sallyport.control.v1.ListServicesResponse
+	13, // 48: sallyport.control.v1.Admin.AllowService:output_type -> sallyport.control.v1.ServiceRow
+	16, // 49: sallyport.control.v1.Admin.CheckPolicy:output_type -> sallyport.control.v1.CheckPolicyResponse
+	16, // 50: sallyport.control.v1.Admin.ApplyPolicy:output_type -> sallyport.control.v1.CheckPolicyResponse
+	19, // 51: sallyport.control.v1.Admin.ShowPolicy:output_type -> sallyport.control.v1.ShowPolicyResponse
+	21, // 52: sallyport.control.v1.Admin.ExplainPolicy:output_type -> sallyport.control.v1.ExplainPolicyResponse
+	23, // 53: sallyport.control.v1.Admin.CreateAPIKey:output_type -> sallyport.control.v1.CreateAPIKeyResponse
+	26, // 54: sallyport.control.v1.Admin.ListAPIKeys:output_type -> sallyport.control.v1.ListAPIKeysResponse
+	24, // 55: sallyport.control.v1.Admin.RevokeAPIKey:output_type -> sallyport.control.v1.APIKeyRow
+	29, // 56: sallyport.control.v1.Admin.ShowCA:output_type -> sallyport.control.v1.ShowCAResponse
+	31, // 57: sallyport.control.v1.Admin.IssueCertificate:output_type -> sallyport.control.v1.IssueCertificateResponse
+	33, // 58: sallyport.control.v1.Admin.ListCertificates:output_type -> sallyport.control.v1.ListCertificatesResponse
+	42, // 59: sallyport.control.v1.Admin.RevokeCertificate:output_type -> sallyport.control.v1.RevokeCertificateResponse
+	44, // 60: sallyport.control.v1.Admin.RenewComponents:output_type -> sallyport.control.v1.RenewComponentsResponse
+	47, // 61: sallyport.control.v1.Admin.GetCRL:output_type -> sallyport.control.v1.GetCRLResponse
+	29, // 62: sallyport.control.v1.Admin.ImportCA:output_type -> sallyport.control.v1.ShowCAResponse
+	50, // 63: sallyport.control.v1.Admin.RotateCA:output_type -> sallyport.control.v1.RotateCAResponse
+	52, // 64: sallyport.control.v1.Admin.Backup:output_type -> sallyport.control.v1.BackupChunk
+	39, // 65: sallyport.control.v1.Admin.ListAudit:output_type -> sallyport.control.v1.ListAuditResponse
+	36, // 66: sallyport.control.v1.Admin.ListDenials:output_type -> sallyport.control.v1.ListDenialsResponse
+	42, // [42:67] is the sub-list for method output_type
+	17, // [17:42] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_roles_control_admin_proto_init() }
@@ -3919,7 +4121,7 @@ func file_roles_control_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_roles_control_admin_proto_rawDesc), len(file_roles_control_admin_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   49,
+			NumMessages:   52,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -43,6 +43,7 @@ const (
 	Admin_RotateCA_FullMethodName          = "/sallyport.control.v1.Admin/RotateCA"
 	Admin_Backup_FullMethodName            = "/sallyport.control.v1.Admin/Backup"
 	Admin_ListAudit_FullMethodName         = "/sallyport.control.v1.Admin/ListAudit"
+	Admin_ListDenials_FullMethodName       = "/sallyport.control.v1.Admin/ListDenials"
 )
 
 // AdminClient is the client API for Admin service.
@@ -76,6 +77,7 @@ type AdminClient interface {
 	RotateCA(ctx context.Context, in *RotateCARequest, opts ...grpc.CallOption) (*RotateCAResponse, error)
 	Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupChunk], error)
 	ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (*ListAuditResponse, error)
+	ListDenials(ctx context.Context, in *ListDenialsRequest, opts ...grpc.CallOption) (*ListDenialsResponse, error)
 }
 
 type adminClient struct {
@@ -335,6 +337,16 @@ func (c *adminClient) ListAudit(ctx context.Context, in *ListAuditRequest, opts 
 	return out, nil
 }
 
+func (c *adminClient) ListDenials(ctx context.Context, in *ListDenialsRequest, opts ...grpc.CallOption) (*ListDenialsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListDenialsResponse)
+	err := c.cc.Invoke(ctx, Admin_ListDenials_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -366,6 +378,7 @@ type AdminServer interface {
 	RotateCA(context.Context, *RotateCARequest) (*RotateCAResponse, error)
 	Backup(*BackupRequest, grpc.ServerStreamingServer[BackupChunk]) error
 	ListAudit(context.Context, *ListAuditRequest) (*ListAuditResponse, error)
+	ListDenials(context.Context, *ListDenialsRequest) (*ListDenialsResponse, error)
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -447,6 +460,9 @@ func (UnimplementedAdminServer) Backup(*BackupRequest, grpc.ServerStreamingServe
 }
 func (UnimplementedAdminServer) ListAudit(context.Context, *ListAuditRequest) (*ListAuditResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListAudit not implemented")
+}
+func (UnimplementedAdminServer) ListDenials(context.Context, *ListDenialsRequest) (*ListDenialsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListDenials not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -894,6 +910,24 @@ func _Admin_ListAudit_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_ListDenials_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListDenialsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ListDenials(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ListDenials_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ListDenials(ctx, req.(*ListDenialsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -992,6 +1026,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListAudit",
 			Handler:    _Admin_ListAudit_Handler,
+		},
+		{
+			MethodName: "ListDenials",
+			Handler:    _Admin_ListDenials_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
