@@ -107,9 +107,9 @@ func (e *entrances) serve(c *relay.Call) {
 		g.access.Write(*record)
 	})
 	refuse := func(code codes.Code, reason, message string) {
-		if code == codes.Unauthenticated {
+		if code == codes.Unauthenticated || code == codes.FailedPrecondition {
 			record.Denied = reason
-			g.denials.Add(a.origin(), record.Method, reason, code, time.Now())
+			g.denials.Add(g.hop+" "+a.origin(), record.Method, reason, code, time.Now())
 		}
 		c.Reject(code, message, id)
 	}
@@ -212,7 +212,7 @@ func (e *entrances) violated(c *relay.Call, v *relay.Violation) []relay.Field {
 		e.metrics.End(record)
 		g.access.Write(record)
 	})
-	g.denials.Add(a.origin(), method, record.Denied, v.Code, time.Now())
+	g.denials.Add(g.hop+" "+a.origin(), method, record.Denied, v.Code, time.Now())
 	return []relay.Field{{Name: relay.HeaderRequestID, Value: record.RequestID}}
 }
 
@@ -257,7 +257,7 @@ func (e *entrances) recheck(conn *relay.Conn, a *app) {
 		return
 	}
 	for _, c := range conn.Calls() {
-		e.gateway.denials.Add(a.origin(), c.Path(), "certificate_"+j.refusal.Code, codes.Unauthenticated, time.Now())
+		e.gateway.denials.Add(e.gateway.hop+" "+a.origin(), c.Path(), "certificate_"+j.refusal.Code, codes.Unauthenticated, time.Now())
 		c.Reject(codes.Unauthenticated, e.gateway.hop+": the call was ended, because its credentials do not hold any more: client certificate: "+j.refusal.Error())
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"sallyport/configs"
+	"sallyport/roles/control"
 )
 
 // TestEntrancesTakeNothingFromEachOther: an app that opens all the connections it
@@ -152,5 +153,49 @@ func TestCallsInCircles(t *testing.T) {
 	err := say(t, appAt(t, "unix://"+socket))
 	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "goes in circles") {
 		t.Errorf("it ended with %v", err)
+	}
+}
+
+// TestSocketThatOthersCanReplace: a directory that is everybody's is none for a
+// socket, unless what is in it stays its owner's.
+func TestSocketThatOthersCanReplace(t *testing.T) {
+	t.Parallel()
+	dir := shortDir(t)
+	for mode, ok := range map[os.FileMode]bool{0o777: false, 0o777 | os.ModeSticky: true, 0o755: true} {
+		if err := os.Chmod(dir, mode); err != nil {
+			t.Fatal(err)
+		}
+		l, err := listenUnix(filepath.Join(dir, "s"), "")
+		if err == nil {
+			l.Close()
+		}
+		if (err == nil) != ok || err != nil && !strings.Contains(err.Error(), "chmod o-w") {
+			t.Errorf("in a directory of mode %v: %v", mode, err)
+		}
+	}
+}
+
+// TestDeniedHere: a call that the entrance itself refuses is reported to core with
+// the gateway, the entrance and the reason.
+func TestDeniedHere(t *testing.T) {
+	t.Parallel()
+	core := newFakeCore(t)
+	core.denied = make(chan *control.DenialReport, 100)
+	_, _, loopback := entered(t, core)
+	if err := say(t, appAt(t, loopback), "authorization", ""); status.Code(err) != codes.Unauthenticated {
+		t.Fatal(err)
+	}
+	for limit := time.After(20 * time.Second); ; {
+		select {
+		case r := <-core.denied:
+			for _, d := range r.GetDenials() {
+				if d.GetCaller() != "gateway attic batch="+loopback || d.GetReason() != "empty_authorization" || d.GetCount() != 1 {
+					t.Errorf("core is told %v", d)
+				}
+			}
+			return
+		case <-limit:
+			t.Fatal("core is told nothing")
+		}
 	}
 }

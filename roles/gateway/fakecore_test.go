@@ -37,6 +37,7 @@ type fakeCore struct {
 	brought   atomic.Pointer[[]relay.Field] // by the last call of an app
 	refuse    atomic.Pointer[pki.Refusal]   // of renewals
 	reports   chan []*control.Certificate   // of heartbeats, if wanted
+	denied    chan *control.DenialReport    // likewise
 	files     *link.OutsideSource           // what its port shows, nil: its identity
 	address   string                        // for gateways
 	entrance  string                        // for callers
@@ -95,6 +96,11 @@ func (c *fakeCore) start() {
 		Acknowledged: func(_ *link.Session, a *control.SnapshotAck) { c.acks <- a },
 		Renew:        c.renew,
 		Certificate:  c.certificate,
+		Denied: func(_ *link.Session, r *control.DenialReport) {
+			if c.denied != nil {
+				c.denied <- r
+			}
+		},
 		Reported: func(_ *link.Session, list []*control.Certificate) {
 			if c.reports != nil {
 				c.reports <- list

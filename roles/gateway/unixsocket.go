@@ -32,6 +32,9 @@ func listenUnix(path, group string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
+	if info, err := os.Stat(filepath.Dir(path)); err == nil && info.Mode().Perm()&0o002 != 0 && info.Mode()&fs.ModeSticky == 0 {
+		return nil, fmt.Errorf("unix socket %s: everybody may write in its directory, and could put another socket in its place to which apps would send their tokens: run chmod o-w on it, or listen elsewhere", path)
+	}
 	lock, err := lockFile(path + ".lock")
 	if err != nil {
 		return nil, fmt.Errorf("unix socket %s: %w", path, err)
