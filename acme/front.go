@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/caddyserver/certmagic"
@@ -34,6 +35,21 @@ const (
 	frontOfSource  = 32  // of them from one IPv4 address or IPv6 /64
 	redirectStatus = http.StatusPermanentRedirect
 )
+
+// Listen opens the port for plain HTTP (--http-address); nil for an empty address.
+func Listen(address string) (net.Listener, error) {
+	if address == "" {
+		return nil, nil
+	}
+	l, err := net.Listen("tcp", address)
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return nil, fmt.Errorf("open the port for plain HTTP (--http-address): %w: give another address that port 80 leads to, or off if that is a process of this program with the same --data-dir", err)
+	case err != nil:
+		return nil, fmt.Errorf("open the port for plain HTTP (--http-address): %w", err)
+	}
+	return l, nil
+}
 
 // Serve answers until ctx ends or the listener fails. It closes the listener.
 func (f *Front) Serve(ctx context.Context, l net.Listener) error {

@@ -4,15 +4,12 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"net"
 	"path/filepath"
-	"syscall"
 
 	"golang.org/x/sync/errgroup"
 
 	"sallyport/acme"
-	"sallyport/configs"
 	"sallyport/roles/control"
 	"sallyport/roles/link"
 	"sallyport/store"
@@ -37,7 +34,7 @@ func (c *core) openOrdered() (err error) {
 	o.Manager, err = acme.New(context.Background(), acme.Settings{CA: *s.ACME, Domains: []string{s.GRPCDomain}, HTTP: true, Storage: o.db,
 		KeyFile: filepath.Join(s.DataDir, "acme.key"), Log: c.log, Instead: "--grpc-tls files with a certificate made elsewhere", Changed: func() { c.expiries.kick() }})
 	if err == nil {
-		o.http, err = listenHTTP(s)
+		o.http, err = acme.Listen(s.HTTPAddress)
 	}
 	if err != nil {
 		return errors.Join(err, o.db.Close())
@@ -63,19 +60,4 @@ func (o *ordered) shown() (*tls.Certificate, error) { return o.CertificateOf(o.d
 func (o *ordered) report() *control.Certificate {
 	s := o.States()[0]
 	return link.ReportOrdered("gRPC port", s.Domain, s.Leaf, s.Error)
-}
-
-// listenHTTP opens the port where a CA looks for its proof; nil if there is none.
-func listenHTTP(s configs.Core) (net.Listener, error) {
-	if s.HTTPAddress == "" {
-		return nil, nil
-	}
-	l, err := net.Listen("tcp", s.HTTPAddress)
-	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
-		return nil, fmt.Errorf("open the port for plain HTTP (--http-address): %w: give another address that port 80 leads to, or off if that is a process of this program with the same --data-dir", err)
-	case err != nil:
-		return nil, fmt.Errorf("open the port for plain HTTP (--http-address): %w", err)
-	}
-	return l, nil
 }

@@ -3,7 +3,6 @@ package gateway
 import (
 	"context"
 	"sync/atomic"
-	"time"
 
 	"sallyport/roles/link"
 	"sallyport/roles/relay"
@@ -29,43 +28,5 @@ func (g *gateway) keepCalling(ctx, work context.Context) {
 // callOn opens calls on one link until it is lost, or a newer one is up.
 func (g *gateway) callOn(ctx, work context.Context, nc *link.Conn, t *link.Turn) error {
 	conn := relay.NewClient(nc, &relay.Options{Limits: relay.LinkLimits(), Metrics: g.frames, Budget: g.deps.Budget, Log: g.log, Hop: g.hop, Remote: "call link to core"})
-	open, closed := context.WithCancel(work)
-	ended := make(chan error, 1)
-	g.goroutines.Go(func() {
-		defer nc.Close()
-		defer closed()
-		ended <- conn.Run(work)
-	})
-	g.goroutines.Go(func() { g.supervise(open, nc, conn, t.Retired()) })
-	t.Use(nc)
-	select {
-	case <-conn.Ready():
-	case err := <-ended:
-		return err
-	case <-ctx.Done():
-		return nil
-	}
-	g.calling.Add(conn)
-	if _, err := conn.Ping(ctx); err == nil { // core's end answers, so it takes calls
-		nc.Up()
-	}
-	check := time.NewTicker(linkCheckEvery)
-	defer check.Stop()
-	began, retired := time.Now(), t.Retired()
-	for {
-		select {
-		case err := <-ended:
-			g.calling.Remove(conn)
-			return err
-		case <-ctx.Done():
-			return nil
-		case <-retired:
-			retired = nil
-			conn.Drain()
-		case now := <-check.C:
-			if !conn.Accepting() || now.Sub(began) > linkMaxUse {
-				nc.Replace() // core takes it out of use, or it is old
-			}
-		}
-	}
+	return g.hold(ctx, work, nc, t, conn, func() { g.calling.Add(conn) }, func() { g.calling.Remove(conn) })
 }

@@ -76,6 +76,12 @@ func (g *gateway) keepRelay(ctx, work context.Context) {
 // the calls that it has taken have ended.
 func (g *gateway) relay(ctx, work context.Context, nc *link.Conn, t *link.Turn) error {
 	conn := relay.NewServer(nc, &relay.Options{Limits: relay.LinkLimits(), Metrics: g.frames, Budget: g.deps.Budget, Log: g.log, Hop: g.hop, Remote: "link to core"}, relay.HandlerFunc(g.serve))
+	return g.hold(ctx, work, nc, t, conn, func() { g.links.use(conn) }, func() { g.links.gone(conn) })
+}
+
+// hold keeps one link to core, for calls in either direction, in use from up to
+// down.
+func (g *gateway) hold(ctx, work context.Context, nc *link.Conn, t *link.Turn, conn *relay.Conn, up, down func()) error {
 	open, closed := context.WithCancel(work)
 	ended := make(chan error, 1)
 	g.goroutines.Go(func() {
@@ -91,8 +97,8 @@ func (g *gateway) relay(ctx, work context.Context, nc *link.Conn, t *link.Turn) 
 		return err
 	case <-ctx.Done():
 	}
-	g.links.use(conn)
-	if _, err := conn.Ping(ctx); err == nil { // core's end answers: it puts its calls here from now on
+	up()
+	if _, err := conn.Ping(ctx); err == nil { // core's end answers: calls come, or are taken, from now on
 		nc.Up()
 	}
 	g.tellReady()
@@ -102,7 +108,7 @@ func (g *gateway) relay(ctx, work context.Context, nc *link.Conn, t *link.Turn) 
 	for {
 		select {
 		case err := <-ended:
-			g.links.gone(conn)
+			down()
 			g.tellReady()
 			return err
 		case <-ctx.Done():

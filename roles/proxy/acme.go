@@ -8,11 +8,9 @@ import (
 	"net"
 	"path/filepath"
 	"slices"
-	"syscall"
 	"time"
 
 	"sallyport/acme"
-	"sallyport/configs"
 	"sallyport/roles/control"
 	"sallyport/roles/link"
 	"sallyport/store"
@@ -119,21 +117,6 @@ func (l *public) takeChallenges() {
 		}
 		return nil, nil
 	}
-}
-
-// listenHTTP opens the port for plain HTTP; nil if there is none.
-func listenHTTP(s configs.Proxy) (net.Listener, error) {
-	if s.HTTPAddress == "" {
-		return nil, nil
-	}
-	l, err := net.Listen("tcp", s.HTTPAddress)
-	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
-		return nil, fmt.Errorf("open the port for plain HTTP (--http-address): %w: give another address that port 80 leads to, or off if that is a process of this program with the same --data-dir", err)
-	case err != nil:
-		return nil, fmt.Errorf("open the port for plain HTTP (--http-address): %w", err)
-	}
-	return l, nil
 }
 
 // serveHTTP answers plain HTTP until ctx ends.

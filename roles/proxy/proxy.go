@@ -56,6 +56,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"sallyport/acme"
 	"sallyport/acme/pki"
 	"sallyport/configs"
 	"sallyport/firewall"
@@ -157,7 +158,7 @@ func Run(ctx context.Context, s configs.Proxy, d Deps) error {
 		return fmt.Errorf("open the public port (--public-address): %w", err)
 	}
 	defer publicListener.Close()
-	httpListener, err := listenHTTP(s)
+	httpListener, err := acme.Listen(s.HTTPAddress)
 	if err != nil {
 		return err
 	}
