@@ -138,13 +138,15 @@ func TestTenure(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
 		newer  time.Duration // how long the session is on a newer certificate
+		gap    time.Duration // for how long there is none in between, after two hours
 		retire time.Duration // when the link is retired; 0: never
 		revoke time.Duration // when the peer is; 0: never
 		ends   time.Duration // about; 0: not within 20 days
 		cause  error
 	}{
-		{name: "no session", ends: time.Hour, cause: errExpired},
-		{name: "its session is lost later", newer: 5 * time.Hour, ends: 5 * time.Hour, cause: errExpired},
+		{name: "no session", ends: time.Hour + tenureGrace, cause: errExpired},
+		{name: "its session is lost later", newer: 5 * time.Hour, ends: 5*time.Hour + tenureGrace, cause: errExpired},
+		{name: "its session is replaced by another", newer: 5 * time.Hour, gap: tenureGrace - time.Second, ends: 5*time.Hour + tenureGrace, cause: errExpired},
 		{name: "its session goes on", newer: 100 * day, ends: 7*day + time.Hour, cause: errTooOld},
 		{name: "retired", newer: 100 * day, retire: 10 * time.Minute, ends: 7*day + 10*time.Minute, cause: errTooOld},
 		{name: "revoked", newer: 100 * day, revoke: 2 * time.Hour, ends: 2 * time.Hour, cause: &pki.Refusal{Code: pki.CodeRevoked}},
@@ -154,7 +156,10 @@ func TestTenure(t *testing.T) {
 				began := time.Now()
 				self, retired := NewSelf(), make(chan struct{})
 				conn := &Conn{Peer: Peer{ID: peer.ID, Incarnation: 1, Chain: peer.Chain}, expires: began.Add(time.Hour)}
-				ten := Tenure{Conn: conn, Self: self, Retired: retired, Newer: func(*Conn) bool { return time.Since(began) < tc.newer }}
+				ten := Tenure{Conn: conn, Self: self, Retired: retired, Newer: func(*Conn) bool {
+					d := time.Since(began)
+					return d < tc.newer && (d < 2*time.Hour || d > 2*time.Hour+tc.gap)
+				}}
 				if tc.retire > 0 {
 					time.AfterFunc(tc.retire, func() { close(retired) })
 				}

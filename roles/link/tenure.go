@@ -13,7 +13,8 @@ import (
 // When a certificate ends on which the link was made, the link may go on,
 // while the control session of the same identity runs on a newer one, to
 // finish what is open: for MaxAge at most, and the same counts from its
-// retirement.
+// retirement. A session that is just being replaced, or that was lost, has some
+// seconds to come back.
 type Tenure struct {
 	Conn *Conn
 	Self *Self
@@ -34,7 +35,10 @@ const DefaultMaxLinkAge = 7 * 24 * time.Hour
 
 var errTooOld = errors.New("it was to be replaced long ago, and what was open on it has not ended")
 
-const tenureEvery = 500 * time.Millisecond
+const (
+	tenureEvery = 500 * time.Millisecond
+	tenureGrace = 15 * time.Second // without a control session: several attempts at a new one
+)
 
 // Wait blocks until the link has to end, and says why; nil when ctx ended first.
 func (t Tenure) Wait(ctx context.Context) error {
@@ -46,6 +50,7 @@ func (t Tenure) Wait(ctx context.Context) error {
 	defer tick.Stop()
 	retired := t.Retired
 	var since time.Time // of its retirement
+	var alone time.Time // without a newer session since then
 	for {
 		select {
 		case <-ctx.Done():
@@ -65,7 +70,14 @@ func (t Tenure) Wait(ctx context.Context) error {
 		if expires.IsZero() || now.Before(expires) {
 			continue
 		}
-		if t.Newer == nil || !t.Newer(t.Conn) {
+		switch {
+		case t.Newer == nil:
+			return errExpired
+		case t.Newer(t.Conn):
+			alone = time.Time{}
+		case alone.IsZero():
+			alone = time.Now()
+		case time.Since(alone) >= tenureGrace:
 			return errExpired
 		}
 		if now.Sub(expires) >= most {
