@@ -23,7 +23,7 @@ type Follower struct {
 }
 
 const (
-	closeAfter  = 200 * time.Millisecond
+	closeAfter  = 500 * time.Millisecond
 	rewriteFile = 30 * time.Second
 )
 
