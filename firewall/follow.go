@@ -23,8 +23,9 @@ type Follower struct {
 }
 
 const (
-	closeAfter  = 500 * time.Millisecond
-	rewriteFile = 30 * time.Second
+	closeAfter    = 250 * time.Millisecond
+	closeAtLatest = 600 * time.Millisecond // however often the set changes meanwhile
+	rewriteFile   = 30 * time.Second
 )
 
 // Run follows the set until ctx ends, beginning with the present view, and
@@ -34,6 +35,7 @@ func (f *Follower) Run(ctx context.Context) error {
 	go func() { resolving <- f.Set.Run(ctx) }()
 	defer func() { <-resolving }()
 	written, said := false, ""
+	var owed time.Time // since when somebody may have to be closed
 	for {
 		v := f.Set.View()
 		f.Enforce(v)
@@ -53,10 +55,21 @@ func (f *Follower) Run(ctx context.Context) error {
 					"remedy", "see to it that this service may write there, or give another --firewall-file")
 			}
 		}
-		if !wait(ctx, closeAfter) {
+		if owed.IsZero() {
+			owed = time.Now()
+		}
+		// Close goes by the newest view: whoever that one ends is told first.
+		switch stay(ctx, closeAfter, v.Replaced()) {
+		case ended:
 			return nil
+		case replaced:
+			if time.Since(owed) < closeAtLatest {
+				continue
+			}
+			f.Enforce(f.Set.View())
 		}
 		f.Close()
+		owed = time.Time{}
 		timer := time.NewTimer(again)
 		select {
 		case <-ctx.Done():
@@ -70,14 +83,23 @@ func (f *Follower) Run(ctx context.Context) error {
 	}
 }
 
-func wait(ctx context.Context, d time.Duration) bool {
+// What a stay ended by.
+const (
+	passed = iota
+	replaced
+	ended
+)
+
+func stay(ctx context.Context, d time.Duration, other <-chan struct{}) int {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-		return true
+		return passed
+	case <-other:
+		return replaced
 	case <-ctx.Done():
-		return false
+		return ended
 	}
 }
 
